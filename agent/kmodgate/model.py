@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that every part of kmodgate shares.
+
+This module holds closed sets and records, and nothing else: no I/O, no policy, no
+parsing. The numbered enums have a twin in ``bpf/kmodgate.h``; a test compares the two.
+Numbers are ABI between the agent and the programs it leaves in the kernel, so a member
+may be added, but a number is never reused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+
+class Policy(StrEnum):
+    """``linuxNodeConfig.kernelModuleLoading.policy``, in GKE's own words."""
+
+    UNSPECIFIED = "POLICY_UNSPECIFIED"
+    ENFORCE = "ENFORCE_SIGNED_MODULES"
+    DO_NOT_ENFORCE = "DO_NOT_ENFORCE_SIGNED_MODULES"
+
+
+class CgroupMode(StrEnum):
+    """``linuxNodeConfig.cgroupMode``, in GKE's own words."""
+
+    UNSPECIFIED = "CGROUP_MODE_UNSPECIFIED"
+    V1 = "CGROUP_MODE_V1"
+    V2 = "CGROUP_MODE_V2"
+
+
+class NodeType(StrEnum):
+    """Hardware class of the node; it selects the LoadPin default."""
+
+    CPU = "CPU"
+    TPU = "TPU"
+    GPU = "GPU"
+
+
+class Mode(StrEnum):
+    """Whether a refusal is carried out (``enforce``) or only reported (``audit``)."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+
+
+class FailurePolicy(StrEnum):
+    """What happens to a load that needs the agent while the agent is away."""
+
+    FAIL = "Fail"
+    IGNORE = "Ignore"
+
+
+class Api(IntEnum):
+    """The system call that a load came through. Twin: ``enum kmg_api``."""
+
+    FINIT_MODULE = 0
+    INIT_MODULE = 1
+
+    @property
+    def label(self) -> str:
+        """The name used in metrics and events: ``finit_module`` or ``init_module``."""
+        return self.name.lower()
+
+
+class Origin(IntEnum):
+    """Where the bytes of a load came from. Twin: ``enum kmg_origin``."""
+
+    PINNED_ROOT = 0
+    OTHER_FILESYSTEM = 1
+    MEMORY = 2
+
+    @property
+    def label(self) -> str:
+        """The lower-case name used in events."""
+        return self.name.lower()
+
+
+class Verdict(IntEnum):
+    """The answer to one load. Twin: ``enum kmg_verdict``.
+
+    ``PENDING`` appears only inside the decision table: the facts at hand do not settle
+    the load yet, and the programs must gather more.
+    """
+
+    PENDING = 0
+    ALLOW = 1
+    DENY = 2
+    WOULD_DENY = 3
+
+    @property
+    def label(self) -> str:
+        """The lower-case name used in metrics and events."""
+        return self.name.lower()
+
+
+class By(IntEnum):
+    """Who took the decision. Twin: ``enum kmg_by``.
+
+    ``KERNEL``: the kernel's own keyrings trusted the module, or the kernel refused it
+    without being asked by kmodgate. ``SHARED``: the kernel (since 6.5) gave this task
+    the result of another task's load of the same file.
+    """
+
+    KMODGATE = 0
+    KERNEL = 1
+    SHARED = 2
+
+    @property
+    def label(self) -> str:
+        """The lower-case name used in metrics and events."""
+        return self.name.lower()
+
+
+class Reason(IntEnum):
+    """Why. One set from the BPF programs to log field and metric label.
+
+    Ordered by family with gaps: 1x the policy lets it in, 2x LoadPin, 3x signature,
+    5x kmodgate could not find out, 6x refused by the kernel alone.
+    Twin: ``enum kmg_reason``.
+    """
+
+    NONE = 0
+    PINNED_ROOT = 10
+    NOT_RESTRICTED = 11
+    TRUSTED_SIGNATURE = 12
+    FAILURE_POLICY_IGNORE = 13
+
+    OUTSIDE_PINNED_ROOT = 20
+    NO_FILE = 21
+
+    UNSIGNED = 30
+    UNTRUSTED_SIGNER = 31
+    BAD_SIGNATURE = 32
+    MALFORMED_SIGNATURE = 33
+    UNSUPPORTED_SIGNATURE = 34
+    REVOKED = 35
+
+    AGENT_UNAVAILABLE = 50
+    HOLD_TIMEOUT = 51
+    TOO_LARGE = 52
+    UNREADABLE = 53
+    STATE_MISSING = 54
+
+    KERNEL_SIG_ENFORCE = 60
+    KERNEL_LOCKDOWN = 61
+    OTHER_SECURITY_MODULE = 62
+
+    @property
+    def label(self) -> str:
+        """The lower-case name used in metrics and events."""
+        return self.name.lower()
+
+
+class Verification(IntEnum):
+    """What is known about a load's signature when the table is consulted.
+
+    Twin: ``enum kmg_verification``. ``NOT_YET`` is the state at the first hook;
+    everything from ``AGENT_AWAY`` up says why there is no answer.
+    """
+
+    NOT_YET = 0
+    KERNEL_TRUSTED = 1
+    TRUSTED = 2
+    UNSIGNED = 3
+    UNTRUSTED_SIGNER = 4
+    BAD_SIGNATURE = 5
+    MALFORMED_EBADMSG = 6
+    MALFORMED_EINVAL = 7
+    MALFORMED_EMSGSIZE = 8
+    UNSUPPORTED = 9
+    REVOKED = 10
+    IGNORE_FLAGS = 11
+    AGENT_AWAY = 12
+    TIMED_OUT = 13
+    TOO_LARGE = 14
+    UNREADABLE = 15
+    STATE_MISSING = 16
+
+
+class SignatureStatus(StrEnum):
+    """``status`` of ``kmodgate verify``: a closed set, stable across releases."""
+
+    TRUSTED_SIGNATURE = "trusted_signature"
+    UNSIGNED = "unsigned"
+    UNTRUSTED_SIGNER = "untrusted_signer"
+    BAD_SIGNATURE = "bad_signature"
+    MALFORMED_SIGNATURE = "malformed_signature"
+    UNSUPPORTED_SIGNATURE = "unsupported_signature"
+    REVOKED = "revoked"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Who signed, as far as message and trust store tell.
+
+    Attributes:
+        issuer: RFC 4514 name of the issuer, or None when identified by key id alone.
+        serial: certificate serial number in lower-case hexadecimal, or None.
+        skid: SubjectKeyIdentifier in lower-case hexadecimal, or None.
+        subject: RFC 4514 name of the subject when its certificate is at hand.
+    """
+
+    issuer: str | None = None
+    serial: str | None = None
+    skid: str | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """The ``.modinfo`` strings that name a module; each None when absent."""
+
+    name: str | None
+    version: str | None
+    srcversion: str | None
+    vermagic: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureReport:
+    """The signature stage of one module file, as ``kmodgate verify`` prints it.
+
+    Attributes:
+        status: the outcome.
+        errno: name of the error ``finit_module(2)`` gives under ``sig_enforce`` at the
+            signature stage (``"EKEYREJECTED"``, …); None when trusted.
+        trusted_by: label of the trust anchor; None unless trusted.
+        signer: who signed; None when nothing names a signer.
+        hash_algorithm: the kernel's name (``"sha256"``), or None.
+        signature_algorithm: ``"rsa"``, ``"ecdsa"``, …, or None.
+        sha256: hex SHA-256 of the decompressed file with its signature, or None.
+        module: the module's own strings, or None when it is no readable ELF file.
+        detail: one sentence for people: what was found and where.
+    """
+
+    status: SignatureStatus
+    errno: str | None
+    trusted_by: str | None = None
+    signer: Signer | None = None
+    hash_algorithm: str | None = None
+    signature_algorithm: str | None = None
+    sha256: str | None = None
+    module: ModuleInfo | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EffectivePolicy:
+    """The policy in force on this node: what ``policy.evaluate`` needs and no more.
+
+    Attributes:
+        policy: the GKE policy word.
+        mode: enforce or audit.
+        load_pin: True when LoadPin restricts module loads (already resolved from the
+            node type; ignored under ENFORCE, which excludes modules from LoadPin).
+        pinned_root_exempt: under ENFORCE, files on the pinned root need no signature.
+        failure_policy: what happens to loads that need an absent agent.
+    """
+
+    policy: Policy
+    mode: Mode
+    load_pin: bool
+    pinned_root_exempt: bool = False
+    failure_policy: FailurePolicy = FailurePolicy.FAIL
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFacts:
+    """The facts of one load that a decision may depend on."""
+
+    api: Api
+    origin: Origin
+    verification: Verification
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer: verdict, reason, and the errno that a refusal gives the loader.
+
+    Attributes:
+        errno: positive error number, 0 for allow and pending. For ``WOULD_DENY`` it is
+            the number that enforcing would give.
+    """
+
+    verdict: Verdict
+    reason: Reason
+    errno: int = 0
