@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 fine, 1 the answer is no, 2 usage or bad input, 3 cannot run here. "
-    "Shell completion: eval \"$(_KMODGATE_COMPLETE=bash_source kmodgate)\" (zsh_source, fish_source).",
+    'Shell completion: eval "$(_KMODGATE_COMPLETE=bash_source kmodgate)" (zsh_source, fish_source).',
 )
 @click.version_option(__version__, prog_name="kmodgate")
 def cli() -> None:
@@ -67,7 +67,9 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Console entry point: runs the command, maps errors to exit codes."""
     try:
-        result = cli.main(args=None if argv is None else list(argv), prog_name="kmodgate", standalone_mode=False)
+        result = cli.main(
+            args=None if argv is None else list(argv), prog_name="kmodgate", standalone_mode=False
+        )
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy, once: ``evaluate`` decides one load, ``compile_table`` decides them all.
+
+This module does no I/O, keeps no state and knows nothing of signatures or hooks: it maps
+facts to a decision. The kernel side holds no policy of its own; it looks up the table that
+``compile_table`` makes by calling ``evaluate`` for every combination of the facts that a
+program can see. ``explain`` and the agent call ``evaluate`` too, so they cannot disagree.
+
+Order of the questions asked (the numbers stand again beside the code):
+
+1. Was the load revoked? Revocation wins over every policy.
+2. Does the policy ask for signatures?  If not, LoadPin alone decides, by origin.
+3. Is the pinned root exempt from signatures?
+4. What is known of the signature?
+5. Enforce or audit: an audit turns every refusal into ``WOULD_DENY``, reason unchanged.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from .model import (
+    Api,
+    Decision,
+    EffectivePolicy,
+    FailurePolicy,
+    LoadFacts,
+    Mode,
+    Origin,
+    Policy,
+    Reason,
+    Verdict,
+    Verification,
+)
+
+VERIFICATION_SLOTS: Final = 32
+"""Slots per (api, origin) in the table: a power of two above the last ``Verification``."""
+
+TABLE_SIZE: Final = len(Api) * len(Origin) * VERIFICATION_SLOTS
+"""Entries of one compiled table. Twin: ``KMG_TABLE_SIZE``."""
+
+_PENDING: Final = Decision(Verdict.PENDING, Reason.NONE)
+
+
+def _allow(reason: Reason) -> Decision:
+    return Decision(Verdict.ALLOW, reason)
+
+
+def _deny(reason: Reason, number: int) -> Decision:
+    return Decision(Verdict.DENY, reason, number)
+
+
+# What ENFORCE answers once the state of the signature is known. The errno is the kernel's:
+# under sig_enforce ENODATA, ENOPKG and ENOKEY become EKEYREJECTED, everything else comes
+# back as it is (kernel/module/signing.c, module_sig_check).
+_ENFORCE: Final[dict[Verification, Decision]] = {
+    Verification.NOT_YET: _PENDING,
+    Verification.KERNEL_TRUSTED: _allow(Reason.TRUSTED_SIGNATURE),
+    Verification.TRUSTED: _allow(Reason.TRUSTED_SIGNATURE),
+    Verification.UNSIGNED: _deny(Reason.UNSIGNED, errno.EKEYREJECTED),
+    Verification.UNTRUSTED_SIGNER: _deny(Reason.UNTRUSTED_SIGNER, errno.EKEYREJECTED),
+    Verification.BAD_SIGNATURE: _deny(Reason.BAD_SIGNATURE, errno.EKEYREJECTED),
+    Verification.MALFORMED_EBADMSG: _deny(Reason.MALFORMED_SIGNATURE, errno.EBADMSG),
+    Verification.MALFORMED_EINVAL: _deny(Reason.MALFORMED_SIGNATURE, errno.EINVAL),
+    Verification.MALFORMED_EMSGSIZE: _deny(Reason.MALFORMED_SIGNATURE, errno.EMSGSIZE),
+    Verification.UNSUPPORTED: _deny(Reason.UNSUPPORTED_SIGNATURE, errno.EKEYREJECTED),
+    # MODULE_INIT_IGNORE_{MODVERSIONS,VERMAGIC}: the kernel treats the module as unsigned.
+    Verification.IGNORE_FLAGS: _deny(Reason.UNSIGNED, errno.EKEYREJECTED),
+    Verification.TOO_LARGE: _deny(Reason.TOO_LARGE, errno.EKEYREJECTED),
+    Verification.UNREADABLE: _deny(Reason.UNREADABLE, errno.EKEYREJECTED),
+    Verification.STATE_MISSING: _deny(Reason.STATE_MISSING, errno.EKEYREJECTED),
+}
+
+# The agent did not answer: failurePolicy decides.
+_NO_ANSWER: Final[dict[Verification, Reason]] = {
+    Verification.AGENT_AWAY: Reason.AGENT_UNAVAILABLE,
+    Verification.TIMED_OUT: Reason.HOLD_TIMEOUT,
+}
+
+
+def evaluate(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
+    """Decide one load.
+
+    Args:
+        policy: the policy in force.
+        facts: what is known of the load so far.
+
+    Returns:
+        The decision. ``Verdict.PENDING`` only while ``facts.verification`` is ``NOT_YET``
+        and the policy needs to know more.
+    """
+    decision = _enforcing(policy, facts)
+    # Step 5.
+    if decision.verdict is Verdict.DENY and policy.mode is Mode.AUDIT:
+        return Decision(Verdict.WOULD_DENY, decision.reason, decision.errno)
+    return decision
+
+
+def _enforcing(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
+    # Step 1.
+    if facts.verification is Verification.REVOKED:
+        return _deny(Reason.REVOKED, errno.EKEYREJECTED)
+    # Step 2.
+    if policy.policy is not Policy.ENFORCE:
+        return _load_pin(policy, facts)
+    # Step 3.
+    if policy.pinned_root_exempt and facts.origin is Origin.PINNED_ROOT:
+        return _allow(Reason.PINNED_ROOT)
+    # Step 4.
+    if facts.verification in _NO_ANSWER:
+        if policy.failure_policy is FailurePolicy.IGNORE:
+            return _allow(Reason.FAILURE_POLICY_IGNORE)
+        return _deny(_NO_ANSWER[facts.verification], errno.EKEYREJECTED)
+    return _ENFORCE[facts.verification]
+
+
+def _load_pin(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
+    """LoadPin's answer (security/loadpin/loadpin.c): the file system decides, or its absence."""
+    if not policy.load_pin:
+        return _allow(Reason.NOT_RESTRICTED)
+    if facts.api is Api.INIT_MODULE or facts.origin is Origin.MEMORY:
+        return _deny(Reason.NO_FILE, errno.EPERM)
+    if facts.origin is Origin.PINNED_ROOT:
+        return _allow(Reason.PINNED_ROOT)
+    return _deny(Reason.OUTSIDE_PINNED_ROOT, errno.EPERM)
+
+
+def table_index(facts: LoadFacts) -> int:
+    """Position of a combination of facts in the table. Twin: ``kmg_table_index()``."""
+    return (int(facts.api) * len(Origin) + int(facts.origin)) * VERIFICATION_SLOTS + int(facts.verification)
+
+
+def compile_table(policy: EffectivePolicy) -> tuple[Decision, ...]:
+    """Decide every combination of facts that a program can see.
+
+    Returns:
+        ``TABLE_SIZE`` decisions, in the order of ``table_index``. Slots that stand for no
+        combination deny with ``STATE_MISSING``: an index that should not exist must not
+        let a module in.
+    """
+    missing = LoadFacts(Api.INIT_MODULE, Origin.MEMORY, Verification.STATE_MISSING)
+    fallback = evaluate(policy, missing)
+    if fallback.verdict is Verdict.ALLOW:  # no restriction at all: nothing to guard
+        fallback = _deny(Reason.STATE_MISSING, errno.EPERM)
+    table = [fallback] * TABLE_SIZE
+    for api in Api:
+        for origin in Origin:
+            for verification in Verification:
+                facts = LoadFacts(api, origin, verification)
+                table[table_index(facts)] = evaluate(policy, facts)
+    return tuple(table)
