@@ -10,6 +10,7 @@ may be added, but a number is never reused.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import IntEnum, StrEnum
 
 
@@ -191,6 +192,19 @@ class SignatureStatus(StrEnum):
     UNREADABLE = "unreadable"
 
 
+class Backend(StrEnum):
+    """The rung of the ladder that this node stands on, best first."""
+
+    BPF_LSM = "bpf-lsm"
+    BPF_FMOD_RET = "bpf-fmod-ret"
+    BPF_LSM_BASIC = "bpf-lsm-basic"
+    """``bpf-lsm`` on a kernel without ``bpf_loop``: LoadPin and kernel keyrings only."""
+    BCC = "bcc"
+    TRACEFS = "tracefs"
+    NONE = "none"
+    """No hook is attached; nothing is seen and nothing enforced."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signer:
     """Who signed, as far as message and trust store tell.
@@ -287,3 +301,91 @@ class Decision:
     verdict: Verdict
     reason: Reason
     errno: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """The pod that a load came from. The UID is the only part that is always known."""
+
+    uid: str
+    namespace: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadEvent:
+    """One load from the first hook to the end of the system call, ready to be told.
+
+    Strings that come from the kernel, a module or a certificate are hostile and stand here
+    as they were found (bytes that are no UTF-8 as lone surrogates, ``os.fsdecode``);
+    whoever prints them escapes them. None means: not known, or there is none.
+
+    Attributes:
+        time: when the first hook saw the load; carries a time zone.
+        verdict: the answer.
+        reason: why.
+        by: who answered.
+        mode: enforce or audit, as of the table that decided.
+        policy: the GKE policy word, as of the table that decided.
+        api: the system call.
+        origin: where the bytes came from.
+        errno: positive number of the refusal, or of the one that audit withheld; else 0.
+        result: what the system call returned: 0, or a negative errno.
+        path: of the file; a label only, never an identity.
+        path_truncated: the path was longer than the record has room for.
+        file_system: type of the file's file system (``"ext4"``).
+        device: ``(major, minor)`` of the file's superblock.
+        inode: number of the file's inode.
+        size: of the file, or of the ``init_module`` buffer, in bytes.
+        sha256: hex digest of the decompressed file with its signature.
+        module: name the kernel or the file gives.
+        signer: who signed.
+        trusted_by: label of the trust anchor.
+        signature_status: what verification found; None when nobody verified.
+        signature_detail: one sentence on it, for people.
+        pid: process (kernel: tgid) in the initial PID namespace.
+        tid: thread.
+        ppid: parent process.
+        comm: the thread's name, which the thread chooses itself.
+        exe: target of ``/proc/PID/exe``.
+        uid: real user id in the initial user namespace.
+        container_id: of the container runtime.
+        pod: the pod.
+        node: Kubernetes name of the node.
+        hold_ns: nanoseconds waited for the agent.
+        decision_ns: nanoseconds spent deciding, the wait included.
+    """
+
+    time: datetime
+    verdict: Verdict
+    reason: Reason
+    by: By
+    mode: Mode
+    policy: Policy
+    api: Api
+    origin: Origin | None = None
+    errno: int = 0
+    result: int = 0
+    path: str | None = None
+    path_truncated: bool = False
+    file_system: str | None = None
+    device: tuple[int, int] | None = None
+    inode: int | None = None
+    size: int | None = None
+    sha256: str | None = None
+    module: str | None = None
+    signer: Signer | None = None
+    trusted_by: str | None = None
+    signature_status: SignatureStatus | None = None
+    signature_detail: str | None = None
+    pid: int | None = None
+    tid: int | None = None
+    ppid: int | None = None
+    comm: str | None = None
+    exe: str | None = None
+    uid: int | None = None
+    container_id: str | None = None
+    pod: Pod | None = None
+    node: str | None = None
+    hold_ns: int = 0
+    decision_ns: int = 0
