@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event log: one JSON object a line for every load that is worth telling.
+
+``to_json`` and ``is_remarkable`` are pure. ``EventLog`` numbers the remarkable events, limits
+floods, and hands the lines to a writer thread, so that a log collector that hangs holds up
+neither the agent nor a load. Whatever is left out or lost is counted, and a ``suppressed``
+record states the number. The keys are described in docs/events.md and, for machines, in
+event.schema.json beside this file; a test compares all three.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final
+
+from kmodgate.model import By, LoadEvent, Pod, Reason, Signer, Verdict
+
+from .flood import FloodLimit, LeftOut
+from .lines import LineWriter, Loss, Statement, Stream
+from .text import PATH_LIMIT, printable
+
+SCHEMA_VERSION: Final = 1
+"""``schema``: raised when a key changes its meaning or goes away, not when one is added."""
+
+STATEMENT_INTERVAL: Final = 5.0
+"""Seconds between two ``suppressed`` records."""
+
+# A load that these let in, and that then went well, is what a node does all day.
+_ROUTINE_REASONS: Final = frozenset({Reason.PINNED_ROOT, Reason.NOT_RESTRICTED})
+# EEXIST: another loader was faster. udev starts one per device, so each boot has dozens.
+_ROUTINE_RESULTS: Final = frozenset({0, -errno.EEXIST})
+
+
+class Kind(StrEnum):
+    """``event``: what a line is."""
+
+    MODULE_LOAD = "module_load"
+    SUPPRESSED = "suppressed"
+
+
+class Cause(StrEnum):
+    """``cause`` within a ``suppressed`` record: why events are missing from the log."""
+
+    FLOOD = "flood"
+    QUEUE_FULL = "queue_full"
+    WRITE_FAILED = "write_failed"
+
+
+_CAUSE_OF: Final = {Loss.QUEUE_FULL: Cause.QUEUE_FULL, Loss.WRITE_FAILED: Cause.WRITE_FAILED}
+
+
+def is_remarkable(event: LoadEvent) -> bool:
+    """Whether a load belongs in the log: everything but an allow that is daily routine.
+
+    Routine is: allowed because the kernel's own keys trust the module, because it lies on
+    the pinned root, or because nothing restricts loads; and it loaded, or was loaded already.
+    """
+    if event.verdict is not Verdict.ALLOW or event.result not in _ROUTINE_RESULTS:
+        return True
+    if event.reason is Reason.TRUSTED_SIGNATURE:
+        return event.by is not By.KERNEL
+    return event.reason not in _ROUTINE_REASONS
+
+
+def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, object]:
+    """The keys and values of one load, every string escaped (``text.printable``).
+
+    Args:
+        event: the load.
+        sequence: its number in this agent's log; None outside the log.
+    """
+    return {
+        "event": Kind.MODULE_LOAD.value,
+        "schema": SCHEMA_VERSION,
+        "sequence": sequence,
+        "time": _time(event.time),
+        "node": _text(event.node),
+        "verdict": event.verdict.label,
+        "reason": event.reason.label,
+        "errno": errno_name(event.errno) if event.errno else None,
+        "by": event.by.label,
+        "mode": event.mode.value,
+        "policy": event.policy.value,
+        "api": event.api.label,
+        "origin": None if event.origin is None else event.origin.label,
+        "result": errno_name(-event.result) if event.result else "ok",
+        "module": _text(event.module),
+        "path": _text(event.path, PATH_LIMIT),
+        "path_truncated": event.path_truncated,
+        "file_system": _text(event.file_system),
+        "device": None if event.device is None else f"{event.device[0]}:{event.device[1]}",
+        "inode": event.inode,
+        "size": event.size,
+        "sha256": _text(event.sha256),
+        "signature_status": None if event.signature_status is None else event.signature_status.value,
+        "signature_detail": _text(event.signature_detail),
+        "trusted_by": _text(event.trusted_by),
+        "signer": _signer(event.signer),
+        "pid": event.pid,
+        "tid": event.tid,
+        "ppid": event.ppid,
+        "comm": _text(event.comm),
+        "exe": _text(event.exe, PATH_LIMIT),
+        "uid": event.uid,
+        "container_id": _text(event.container_id),
+        "pod": _pod(event.pod),
+        "hold_us": event.hold_ns // 1000,
+        "decision_us": event.decision_ns // 1000,
+    }
+
+
+def to_json(event: LoadEvent, *, sequence: int | None = None) -> str:
+    """One line of ASCII without its newline: ``to_record`` as JSON."""
+    return _line(to_record(event, sequence=sequence))
+
+
+def errno_name(number: int) -> str:
+    """``"EPERM"`` for 1; a number that errno.h does not name stays a number, as text."""
+    return errno.errorcode.get(number, str(number))
+
+
+class EventLog:
+    """The log of one agent.
+
+    Args:
+        stream: where the lines go, usually ``sys.stdout``. Only its descriptor is used.
+        node: name of the node for the ``suppressed`` records.
+        flood: the limit; None for the default one.
+        capacity: lines that wait at most while the stream takes none.
+        log_all: tell routine loads too.
+        now: seconds on a clock that never goes back, for the limit.
+        wall: the time for the ``suppressed`` records.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        node: str | None = None,
+        flood: FloodLimit | None = None,
+        capacity: int = 1024,
+        log_all: bool = False,
+        interval: float = STATEMENT_INTERVAL,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._node = node
+        self._flood = flood or FloodLimit()
+        self._log_all = log_all
+        self._now = now
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._sequence = 0
+        self._stated_flood: Counter[LeftOut] = Counter()
+        self._stated_lost: dict[Loss, int] = dict.fromkeys(Loss, 0)
+        self._writer = LineWriter(stream, capacity=capacity, interval=interval, statements=self._statement)
+
+    def write(self, event: LoadEvent) -> int | None:
+        """Tell one load, unless it is routine. Never waits and never fails.
+
+        Returns:
+            The event's number, whether its line was written, left out or lost; None for
+            a routine load, which has none. Numbers start at 1 and a gap in the log is as
+            long as the ``suppressed`` records say.
+        """
+        if not self._log_all and not is_remarkable(event):
+            return None
+        with self._lock:
+            self._sequence += 1
+            sequence = self._sequence
+            if self._flood.allow(event, self._now()):
+                # Inside the lock, so that the numbers rise from line to line.
+                self._writer.put(to_json(event, sequence=sequence).encode("ascii") + b"\n")
+        return sequence
+
+    def suppressed(self) -> Mapping[LeftOut, int]:
+        """Events that the flood limit left out since the start, by verdict and reason."""
+        with self._lock:
+            return self._flood.left_out()
+
+    def lost(self) -> Mapping[Loss, int]:
+        """Lines that the stream did not take since the start, by cause."""
+        return self._writer.lost()
+
+    def close(self, timeout: float = 2.0) -> None:
+        """State what was left out, write what waits within ``timeout`` seconds, and stop."""
+        self._writer.close(timeout)
+
+    def _statement(self, lost: Mapping[Loss, int], *, final: bool) -> Statement | None:
+        """What is missing since the last statement. Runs on the writer's thread."""
+        del final
+        left_out = Counter(self.suppressed())
+        flood = left_out - self._stated_flood
+        broken = {cause: lost[cause] - self._stated_lost[cause] for cause in Loss}
+        missing: list[dict[str, object]] = [
+            {"cause": Cause.FLOOD.value, "verdict": key.verdict.label, "reason": key.reason.label, "count": n}
+            for key, n in sorted(flood.items())
+        ]
+        missing += [
+            {"cause": _CAUSE_OF[cause].value, "verdict": None, "reason": None, "count": n}
+            for cause, n in broken.items()
+            if n
+        ]
+        if not missing:
+            return None
+        record: dict[str, object] = {
+            "event": Kind.SUPPRESSED.value,
+            "schema": SCHEMA_VERSION,
+            "time": _time(self._wall()),
+            "node": _text(self._node),
+            "count": sum(flood.values()) + sum(broken.values()),
+            "missing": missing,
+        }
+
+        def delivered() -> None:
+            self._stated_flood = left_out
+            self._stated_lost = dict(lost)
+
+        return Statement(_line(record).encode("ascii") + b"\n", delivered)
+
+
+def _line(record: Mapping[str, object]) -> str:
+    # ensure_ascii: whatever a terminal, a locale or a log shipper makes of UTF-8, it sees none.
+    return json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+
+
+def _time(moment: datetime) -> str:
+    """RFC 3339 in UTC with microseconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _text(value: str | None, limit: int | None = None) -> str | None:
+    if value is None:
+        return None
+    return printable(value) if limit is None else printable(value, limit)
+
+
+def _signer(signer: Signer | None) -> dict[str, object] | None:
+    if signer is None:
+        return None
+    return {
+        "issuer": _text(signer.issuer),
+        "serial": _text(signer.serial),
+        "skid": _text(signer.skid),
+        "subject": _text(signer.subject),
+    }
+
+
+def _pod(pod: Pod | None) -> dict[str, object] | None:
+    if pod is None:
+        return None
+    return {"uid": _text(pod.uid), "namespace": _text(pod.namespace), "name": _text(pod.name)}
