@@ -389,3 +389,17 @@ class LoadEvent:
     node: str | None = None
     hold_ns: int = 0
     decision_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelHistogram:
+    """A histogram that BPF programs fill, as read at one moment.
+
+    Attributes:
+        buckets: ``(upper bound in seconds, count)``, rising; each count is the bucket's own,
+            not cumulated. The last bound is ``math.inf``.
+        sum_seconds: sum of all observations.
+    """
+
+    buckets: tuple[tuple[float, int], ...]
+    sum_seconds: float
