@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine as QEMU's arguments: pure, so that tests can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OUT_PORT = "kmodgate.out"
+ERR_PORT = "kmodgate.err"
+STATUS_PORT = "kmodgate.status"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A folder of the host in the guest.
+
+    Attributes:
+        host: the folder.
+        guest: where it is mounted.
+        writable: the guest may write; such shares are never cached by the guest.
+    """
+
+    host: Path
+    guest: str
+    writable: bool = False
+
+    @property
+    def options(self) -> str:
+        """9p mount options. ``mmap``: no caching, but shared mappings work."""
+        return "rw,cache=mmap" if self.writable else "ro,cache=loose"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One virtual machine.
+
+    Attributes:
+        kernel: bzImage or ELF (PVH).
+        disk: ext4 image; writes go to a throw-away layer.
+        accel: ``kvm`` or ``tcg``.
+        memory: MiB.
+        append: more kernel arguments.
+        readonly_root: the block device and the mount are read-only.
+        icount: guest time follows instructions (TCG, one CPU): figures repeat.
+        network: user-mode network with a virtio card.
+    """
+
+    kernel: Path
+    initrd: Path
+    disk: Path | None
+    console: Path
+    accel: str = "tcg"
+    smp: int = 2
+    memory: int = 1024
+    append: str = ""
+    readonly_root: bool = False
+    icount: bool = False
+    network: bool = False
+    shares: Mapping[str, Share] = field(default_factory=dict)
+
+
+def escape(value: str | Path) -> str:
+    """A value inside a QEMU option: a comma is written twice."""
+    return str(value).replace(",", ",,")
+
+
+def kernel_arguments(machine: Machine) -> str:
+    """The kernel command line. ``panic=-1`` with ``-no-reboot`` turns a panic into QEMU's exit."""
+    words = ["console=ttyS0", "quiet", "panic=-1", "oops=panic", "nmi_watchdog=0"]
+    if machine.readonly_root:
+        words.append("kmodgate.root=ro")
+    return " ".join([*words, machine.append]).strip()
+
+
+def accelerator(machine: Machine) -> list[str]:
+    """Arguments for accelerator and processor."""
+    if machine.accel == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    if machine.icount:
+        return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=auto,sleep=off"]
+    return ["-accel", "tcg,thread=multi", "-cpu", "max"]
+
+
+def arguments(machine: Machine, ports: Mapping[str, int] | None = None) -> list[str]:
+    """QEMU's argument list.
+
+    Args:
+        machine: what to run.
+        ports: port name -> inherited descriptor of a connected socket; None gives an
+            interactive console on QEMU's own terminal.
+    """
+    argv = ["qemu-system-x86_64", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"]
+    argv += ["-machine", "pc,hpet=off", *accelerator(machine)]
+    argv += ["-smp", str(1 if machine.icount else machine.smp), "-m", f"{machine.memory}M"]
+    argv += ["-kernel", str(machine.kernel), "-initrd", str(machine.initrd)]
+    argv += ["-append", kernel_arguments(machine)]
+    argv += ["-chardev", f"file,id=console,path={escape(machine.console)}", "-serial", "chardev:console"]
+    if machine.disk is not None:
+        # A read-only disk needs no layer, and QEMU refuses the two together.
+        how = "readonly=on" if machine.readonly_root else "snapshot=on"
+        argv += ["-drive", f"file={escape(machine.disk)},format=raw,if=none,id=root,{how}"]
+        argv += ["-device", "virtio-blk-pci,drive=root"]
+    argv += ["-device", "virtio-serial-pci"]
+    if ports is None:
+        argv += ["-chardev", "stdio,id=terminal,signal=off", "-device", "virtconsole,chardev=terminal"]
+    else:
+        for number, (name, descriptor) in enumerate(ports.items()):
+            argv += ["-chardev", f"socket,id=port{number},fd={descriptor}"]
+            argv += ["-device", f"virtserialport,chardev=port{number},name={name}"]
+    for tag, share in machine.shares.items():
+        readonly = "" if share.writable else ",readonly=on"
+        argv += [
+            "-virtfs",
+            f"local,path={escape(share.host)},mount_tag={tag},security_model=none,multidevs=remap{readonly}",
+        ]
+    argv += ["-nic", "user,model=virtio-net-pci"] if machine.network else ["-nic", "none"]
+    return argv
