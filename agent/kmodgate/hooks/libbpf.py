@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that kmodgate knows of libbpf's ABI, through ctypes.
+
+libbpf keeps its ABI within a major version (``libbpf.so.1``); only functions of its first
+1.x release are used. No policy and no record layout here: bytes in, bytes out.
+
+Conventions of libbpf 1.x (libbpf_legacy.h): a pointer function returns NULL and sets
+``errno``; an int function returns a negative errno. Both become ``HookError`` here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from kmodgate.errors import HookError
+
+BTF_KIND_FUNC: Final = 12  # include/uapi/linux/btf.h
+_MESSAGE_BYTES: Final = 1 << 20  # a verifier log can be long, and its end is what matters
+_MESSAGE_TAIL: Final = 1500
+_NO_PREVIOUS: Final = None
+
+
+class _TestRunOpts(ctypes.Structure):
+    """``struct bpf_test_run_opts`` (bpf.h)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+class _ProgInfo(ctypes.Structure):
+    """``struct bpf_prog_info`` (include/uapi/linux/bpf.h), what stands before and in it."""
+
+    _fields_ = (
+        ("_before", ctypes.c_uint8 * 192),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_insns", ctypes.c_uint32),
+        ("_after", ctypes.c_uint32 * 3),
+    )
+
+
+_Sample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def _open_library() -> ctypes.CDLL:
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise HookError(
+            f"libbpf.so.1 cannot be loaded ({error}); install it: apt-get install libbpf1"
+        ) from error
+    pointer, integer, text, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t
+    u64, u32 = ctypes.c_uint64, ctypes.c_uint32
+    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "libbpf_set_print": (pointer, (_Print,)),
+        "bpf_object__open_mem": (pointer, (pointer, size, pointer)),
+        "bpf_object__load": (integer, (pointer,)),
+        "bpf_object__close": (None, (pointer,)),
+        "bpf_object__next_program": (pointer, (pointer, pointer)),
+        "bpf_object__find_map_by_name": (pointer, (pointer, text)),
+        "bpf_program__name": (text, (pointer,)),
+        "bpf_program__section_name": (text, (pointer,)),
+        "bpf_program__set_autoload": (integer, (pointer, ctypes.c_bool)),
+        "bpf_program__fd": (integer, (pointer,)),
+        "bpf_program__attach": (pointer, (pointer,)),
+        "bpf_link__destroy": (integer, (pointer,)),
+        "bpf_map__fd": (integer, (pointer,)),
+        "bpf_map_update_elem": (integer, (integer, pointer, pointer, u64)),
+        "bpf_map_lookup_elem": (integer, (integer, pointer, pointer)),
+        "bpf_map_delete_elem": (integer, (integer, pointer)),
+        "bpf_prog_test_run_opts": (integer, (integer, ctypes.POINTER(_TestRunOpts))),
+        "bpf_obj_get_info_by_fd": (integer, (integer, pointer, ctypes.POINTER(u32))),
+        "ring_buffer__new": (pointer, (integer, _Sample, pointer, pointer)),
+        "ring_buffer__consume": (integer, (pointer,)),
+        "ring_buffer__epoll_fd": (integer, (pointer,)),
+        "ring_buffer__free": (None, (pointer,)),
+        "btf__load_vmlinux_btf": (pointer, ()),
+        "btf__find_by_name_kind": (ctypes.c_int32, (pointer, text, u32)),
+        "btf__free": (None, (pointer,)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+class _Library:
+    """libbpf, opened at first use; keeps its last messages for error texts."""
+
+    def __init__(self) -> None:
+        self._lib: ctypes.CDLL | None = None
+        self._messages: list[str] = []
+        self._printer = _Print(self._print)
+        self._format = ctypes.CDLL(None).vsnprintf
+        self._format.argtypes = (ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+
+    def _print(self, level: int, template: int, arguments: int) -> int:
+        if level == 0:  # LIBBPF_WARN
+            buffer = ctypes.create_string_buffer(_MESSAGE_BYTES)
+            self._format(buffer, len(buffer), template, arguments)
+            message = buffer.value.decode("utf-8", "replace").strip()
+            self._messages = [*self._messages[-7:], message[-_MESSAGE_TAIL:]]
+        return 0
+
+    @property
+    def lib(self) -> ctypes.CDLL:
+        if self._lib is None:
+            self._lib = _open_library()
+            self._lib.libbpf_set_print(self._printer)
+        return self._lib
+
+    def fail(self, what: str, number: int) -> HookError:
+        said, self._messages = "; ".join(self._messages), []
+        name = errno.errorcode.get(number, str(number))
+        return HookError(f"{what}: {os.strerror(number)} ({name})" + (f": {said}" if said else ""))
+
+    def pointer(self, what: str, value: int | None) -> int:
+        if not value:
+            raise self.fail(what, ctypes.get_errno())
+        return value
+
+    def integer(self, what: str, value: int) -> int:
+        if value < 0:
+            raise self.fail(what, -value)
+        return value
+
+
+_library = _Library()
+
+
+class Map:
+    """One BPF map of a loaded object, by its file descriptor."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
+        self.fd = fd
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Store one element (``BPF_ANY``). Raises HookError, for instance when it is full."""
+        _library.integer(
+            f"map {self.name}: update", _library.lib.bpf_map_update_elem(self.fd, key, value, 0)
+        )
+
+    def lookup(self, key: bytes, value_size: int) -> bytes | None:
+        """The value of a key, or None."""
+        buffer = ctypes.create_string_buffer(value_size)
+        result = _library.lib.bpf_map_lookup_elem(self.fd, key, buffer)
+        if result == -errno.ENOENT:
+            return None
+        _library.integer(f"map {self.name}: look-up", result)
+        return buffer.raw
+
+    def delete(self, key: bytes) -> None:
+        """Remove one element; one that is not there is no error."""
+        result = _library.lib.bpf_map_delete_elem(self.fd, key)
+        if result != -errno.ENOENT:
+            _library.integer(f"map {self.name}: delete", result)
+
+    def memory(self, size: int) -> mmap.mmap:
+        """The values of an array created with ``BPF_F_MMAPABLE``, shared with the kernel."""
+        pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        try:
+            return mmap.mmap(self.fd, pages, mmap.MAP_SHARED)
+        except OSError as error:
+            raise HookError(f"map {self.name}: mmap: {error}") from error
+
+
+class RingBuffer:
+    """A consumer of one ring-buffer map.
+
+    Records are copied out in the callback and handed over afterwards, so that no Python
+    exception has to cross libbpf.
+    """
+
+    def __init__(self, ring: Map) -> None:
+        self._records: list[bytes] = []
+        self._callback = _Sample(self._sample)
+        self._ring: int | None = _library.pointer(
+            f"ring buffer {ring.name}",
+            _library.lib.ring_buffer__new(ring.fd, self._callback, None, None),
+        )
+
+    def _sample(self, _context: int, data: int, size: int) -> int:
+        self._records.append(ctypes.string_at(data, size))
+        return 0
+
+    def fileno(self) -> int:
+        """A descriptor that polls readable while records wait."""
+        return int(_library.lib.ring_buffer__epoll_fd(self._ring))
+
+    def read(self) -> list[bytes]:
+        """All records that are ready, oldest first. Never blocks."""
+        _library.integer("ring buffer", _library.lib.ring_buffer__consume(self._ring))
+        records, self._records = self._records, []
+        return records
+
+    def close(self) -> None:
+        """Release the consumer."""
+        if self._ring is not None:
+            _library.lib.ring_buffer__free(self._ring)
+            self._ring = None
+
+
+class Program:
+    """One program of an object."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+        self.name = _library.lib.bpf_program__name(pointer).decode()
+        self.section = _library.lib.bpf_program__section_name(pointer).decode()
+
+    def skip(self) -> None:
+        """Leave this program out when the object is loaded."""
+        _library.integer(self.name, _library.lib.bpf_program__set_autoload(self._pointer, False))  # noqa: FBT003
+
+    @property
+    def fd(self) -> int:
+        """File descriptor of the loaded program."""
+        return _library.integer(self.name, _library.lib.bpf_program__fd(self._pointer))
+
+    def attach(self) -> Link:
+        """Attach where the section name says."""
+        link = _library.lib.bpf_program__attach(self._pointer)
+        return Link(_library.pointer(f"program {self.name}: attach to {self.section}", link))
+
+    def test_run(self, context: ctypes.Structure | None = None) -> int:
+        """Run a ``syscall`` program once in this thread's context; its return value.
+
+        The context is read and written in place. Raises HookError when the kernel refuses.
+        """
+        opts = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
+        if context is not None:
+            opts.ctx_in = ctypes.addressof(context)
+            opts.ctx_size_in = ctypes.sizeof(context)
+        result = _library.lib.bpf_prog_test_run_opts(self.fd, ctypes.byref(opts))
+        _library.integer(f"program {self.name}: run", result)
+        return ctypes.c_int32(opts.retval).value
+
+    def recursion_misses(self) -> int:
+        """How often the kernel skipped this program (``bpf_prog_info``, since 5.12)."""
+        info = _ProgInfo()
+        size = ctypes.c_uint32(ctypes.sizeof(info))
+        result = _library.lib.bpf_obj_get_info_by_fd(self.fd, ctypes.byref(info), ctypes.byref(size))
+        _library.integer(f"program {self.name}: info", result)
+        return int(info.recursion_misses)
+
+
+class Link:
+    """An attachment; it ends with ``close`` or with the process."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer: int | None = pointer
+
+    def close(self) -> None:
+        """Detach."""
+        if self._pointer is not None:
+            _library.lib.bpf_link__destroy(self._pointer)
+            self._pointer = None
+
+
+class Object:
+    """A compiled BPF object: opened, loaded, closed.
+
+    Args:
+        data: the ELF file.
+        wanted: keeps a program when it returns True for its section name; the others are
+            not loaded. For programs whose target this kernel lacks.
+    """
+
+    def __init__(self, data: bytes, wanted: Callable[[str], bool] = lambda _section: True) -> None:
+        self._data = data  # libbpf keeps pointers into it
+        self._object: int | None = _library.pointer(
+            "BPF object", _library.lib.bpf_object__open_mem(data, len(data), None)
+        )
+        self.programs: dict[str, Program] = {}
+        pointer = _NO_PREVIOUS
+        while pointer := _library.lib.bpf_object__next_program(self._object, pointer):
+            program = Program(pointer)
+            if wanted(program.section):
+                self.programs[program.name] = program
+            else:
+                program.skip()
+
+    def load(self) -> None:
+        """Verify and load. Raises HookError with the verifier's last words."""
+        _library.integer("BPF object: load", _library.lib.bpf_object__load(self._object))
+
+    def map(self, name: str) -> Map:
+        """A map by name."""
+        pointer = _library.pointer(
+            f"map {name}", _library.lib.bpf_object__find_map_by_name(self._object, name.encode())
+        )
+        return Map(name, _library.integer(name, _library.lib.bpf_map__fd(pointer)))
+
+    def close(self) -> None:
+        """Unload what nothing else holds."""
+        if self._object is not None:
+            _library.lib.bpf_object__close(self._object)
+            self._object = None
+
+
+def kernel_functions(names: Iterable[str]) -> frozenset[str]:
+    """Those of the names that the running kernel's BTF has as functions."""
+    btf = _library.pointer("kernel BTF", _library.lib.btf__load_vmlinux_btf())
+    try:
+        return frozenset(
+            name
+            for name in names
+            if _library.lib.btf__find_by_name_kind(btf, name.encode(), BTF_KIND_FUNC) > 0
+        )
+    finally:
+        _library.lib.btf__free(btf)

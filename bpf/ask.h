@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Questions to the agent, its answers by digest, and the bounded wait for one.
+ */
+#ifndef KMODGATE_ASK_H
+#define KMODGATE_ASK_H
+
+#include "count.h"
+#include "decide.h"
+#include "facts.h"
+#include "kernel.h"
+#include "kmodgate.h"
+#include "load.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+} questions SEC(".maps");
+
+struct kmg_digest {
+	__u8 bytes[KMG_DIGEST_LEN];
+};
+
+/* Filled and bounded by the agent alone: a storm of unknown modules evicts nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct kmg_digest);
+	__type(value, struct kmg_answer);
+} answers SEC(".maps");
+
+/*
+ * Questions that the agent is done with, whether or not it could read the bytes: ends the
+ * wait of a load whose own bytes turned out to have another digest.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u32);
+} done SEC(".maps");
+
+static __u64 next_question = 0;
+
+static __noinline void kmg_ask(struct kmg_load *load)
+{
+	struct kmg_question *q;
+	struct kmg_call call = {};
+
+	kmg_call_arguments(&call);
+	q = bpf_ringbuf_reserve(&questions, sizeof(*q), 0);
+	if (!q) {
+		kmg_stat(KMG_STAT_QUESTIONS_LOST);
+		return;
+	}
+	q->id = __sync_fetch_and_add(&next_question, 1) + 1;
+	q->start_time = load->event.start_time;
+	q->inode = load->event.inode;
+	q->device = load->event.device;
+	q->tgid = load->event.tgid;
+	q->tid = load->event.tid;
+	q->api = load->event.api;
+	q->padding = 0;
+	q->fd = (__s32)call.first;
+	q->address = call.first;
+	q->length = call.second;
+	load->event.question = q->id;
+	kmg_stat(KMG_STAT_QUESTIONS);
+	/* Somebody waits: no batching of wake-ups. */
+	bpf_ringbuf_submit(q, BPF_RB_FORCE_WAKEUP);
+}
+
+/* KMG_VERIFICATION_NOT_YET when nothing valid is known of the digest. */
+static __always_inline __u32 kmg_known(const __u8 *digest)
+{
+	struct kmg_answer *answer = bpf_map_lookup_elem(&answers, digest);
+	struct kmg_control *c = kmg_control();
+
+	if (!answer || !c || answer->trust_generation != c->trust_generation)
+		return KMG_VERIFICATION_NOT_YET;
+	return answer->verification;
+}
+
+static __always_inline bool kmg_agent_alive(struct kmg_control *c)
+{
+	__u64 beat = *(volatile __u64 *)&c->heartbeat, now = bpf_ktime_get_ns();
+
+	return beat && (now <= beat || now - beat < c->heartbeat_max_age);
+}
+
+/* What the callbacks of bpf_loop() get: the rest lies in the load, off the stack. */
+struct kmg_wait {
+	struct kmg_load *load;
+	__u64 deadline;
+	__u32 verification;
+	__u32 over;
+};
+
+static long kmg_wait_turn(__u32 turn, struct kmg_wait *wait)
+{
+	struct kmg_load *load = wait->load;
+	/* Before the look-up by digest: the agent stores the answer first, then "done". */
+	bool done_with = bpf_map_lookup_elem(&done, &load->event.question);
+
+	wait->verification = kmg_known(load->event.digest);
+	if (wait->verification != KMG_VERIFICATION_NOT_YET) {
+		wait->over = 1;
+	} else if (done_with) {
+		/* The agent answered for other bytes than these, or could not read any. */
+		wait->verification = KMG_VERIFICATION_UNREADABLE;
+		wait->over = 1;
+	} else if (bpf_ktime_get_ns() > wait->deadline) {
+		wait->verification = KMG_VERIFICATION_TIMED_OUT;
+		wait->over = 1;
+	}
+	return wait->over ? 1 : 0;
+}
+
+/*
+ * The verification state of the load's digest, waiting for the agent if it may know soon.
+ * Spins: locked_down may not sleep. bpf_loop() stops at 2^23 turns, a fraction of a second
+ * on a fast machine, so it is entered again until the deadline.
+ */
+static __noinline __u32 kmg_verification(struct kmg_load *load)
+{
+	struct kmg_control *c = kmg_control();
+	struct kmg_wait wait = { .load = load };
+	__u64 start;
+
+	wait.verification = kmg_known(load->event.digest);
+	if (wait.verification != KMG_VERIFICATION_NOT_YET)
+		return wait.verification;
+	if (!c || !kmg_agent_alive(c))
+		return KMG_VERIFICATION_AGENT_AWAY;
+	if (!load->event.question)
+		kmg_ask(load);
+	if (!load->event.question)
+		return KMG_VERIFICATION_AGENT_AWAY;
+
+	start = bpf_ktime_get_ns();
+	wait.deadline = start + c->hold;
+	for (int i = 0; i < 64 && !wait.over; i++)
+		bpf_loop(1 << 23, kmg_wait_turn, &wait, 0);
+	if (!wait.over)
+		wait.verification = KMG_VERIFICATION_TIMED_OUT;
+	load->event.hold += bpf_ktime_get_ns() - start;
+	kmg_observe(KMG_HISTOGRAM_HOLD, load->event.hold);
+	return wait.verification;
+}
+
+struct kmg_sleep {
+	struct kmg_load *load;
+	__u64 deadline;
+};
+
+static long kmg_sleep_turn(__u32 turn, struct kmg_sleep *sleep)
+{
+	__u8 byte;
+
+	if (bpf_map_lookup_elem(&done, &sleep->load->event.question) || bpf_ktime_get_ns() > sleep->deadline)
+		return 1;
+	/* Its might_fault() reschedules: on one CPU the agent gets to run. */
+	bpf_copy_from_user_task(&byte, 1, NULL, bpf_get_current_task_btf(), 0);
+	return 0;
+}
+
+/* The wait for a single CPU, where a spin would starve the agent. Sleepable programs only. */
+static __always_inline void kmg_wait_asleep(struct kmg_load *load)
+{
+	struct kmg_control *c = kmg_control();
+	struct kmg_sleep sleep = { .load = load };
+	__u64 start = bpf_ktime_get_ns();
+
+	if (!c || !load->event.question || !kmg_agent_alive(c))
+		return;
+	sleep.deadline = start + c->hold;
+	bpf_loop(1 << 23, kmg_sleep_turn, &sleep, 0);
+	load->event.hold += bpf_ktime_get_ns() - start;
+}
+
+#endif /* KMODGATE_ASK_H */

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * kmodgate's programs: ask early, digest late, wait only after the kernel's own "no".
+ *
+ *   kernel_read_file, kernel_load_data   a load begins: what the origin alone decides is
+ *                                        decided; a file from elsewhere is put to the agent,
+ *                                        which verifies while the kernel reads and checks
+ *   module_sig_check (entry)             notes where the decompressed bytes are
+ *   locked_down                          the kernel found no trusted signature and would go
+ *                                        on: digest, look-up, bounded wait, verdict
+ *   module_sig_check (exit)              notes what the kernel itself said
+ *   module_load                          notes that it got in
+ *   end of the system call               counts what nobody refused, tells the agent
+ *
+ * A module that the kernel's keyrings trust passes no digest, no agent and no wait.
+ * Only LSM programs refuse. The tracing programs note facts: the kernel may skip them
+ * (recursion guard), and a load with a fact missing is refused, not let in.
+ */
+#include "kmodgate.h"
+
+#include "kernel.h"
+
+#include "ask.h"
+#include "count.h"
+#include "decide.h"
+#include "facts.h"
+#include "load.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/*
+ * The first hook. Returns what it must return; *pending says that only the signature can
+ * decide.
+ */
+static __always_inline int kmg_first_look(struct kmg_load *load, bool *pending)
+{
+	struct kmg_ruling ruling;
+
+	kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET, &ruling);
+	load->now = ruling.now;
+	load->trusted = ruling.trusted;
+	*pending = ruling.now.verdict == KMG_VERDICT_PENDING;
+	/* An allow is not final: the kernel may still refuse. It is counted at the end. */
+	if (*pending || ruling.now.verdict == KMG_VERDICT_ALLOW)
+		return 0;
+	return kmg_load_decide(load, &ruling.now, KMG_VERIFICATION_NOT_YET);
+}
+
+/* No storage, so nothing of this load can be remembered: decide it here and now. */
+static __always_inline int kmg_without_state(enum kmg_api api, enum kmg_origin origin)
+{
+	struct kmg_ruling ruling;
+
+	kmg_decide(api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
+	kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE, 1);
+	return ruling.now.verdict == KMG_VERDICT_DENY ? -(int)ruling.now.error : 0;
+}
+
+static __always_inline bool kmg_reads_module(enum kernel_read_file_id id)
+{
+	if (id == bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE))
+		return true;
+	return bpf_core_enum_value_exists(enum kernel_read_file_id, READING_MODULE_COMPRESSED) &&
+	       id == bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE_COMPRESSED);
+}
+
+/* Sleepable, so that a load can wait here where a later spin would starve the agent. */
+SEC("lsm.s/kernel_read_file")
+int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool contents, int ret)
+{
+	struct kmg_control *c = kmg_control();
+	struct kmg_load *load;
+	bool pending = false;
+	long length;
+	int answer;
+
+	if (ret || !kmg_reads_module(id))
+		return ret;
+	load = kmg_load_begin(KMG_API_FINIT_MODULE);
+	if (!load) {
+		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
+		return kmg_without_state(KMG_API_FINIT_MODULE, KMG_ORIGIN_OTHER_FILESYSTEM);
+	}
+	if (!load->probe)
+		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
+	load->event.origin = kmg_file_facts(file, &load->event);
+	length = bpf_d_path(&file->f_path, load->event.path, KMG_PATH_LEN);
+	if (length < 0)
+		kmg_stat(KMG_STAT_PATH_FAILED);
+	load->event.path_length = length < 0 ? 0 : length;
+
+	answer = kmg_first_look(load, &pending);
+	/* On the pinned root most modules are the kernel's own: ask only if it says no. */
+	if (pending && load->event.origin != KMG_ORIGIN_PINNED_ROOT && c && kmg_agent_alive(c)) {
+		kmg_ask(load);
+		if (c->wait_asleep)
+			kmg_wait_asleep(load);
+	}
+	return answer;
+}
+
+SEC("lsm/kernel_load_data")
+int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
+{
+	struct kmg_control *c = kmg_control();
+	struct kmg_call call = {};
+	struct kmg_load *load;
+	bool pending = false;
+	int answer;
+
+	if (ret || id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
+		return ret;
+	load = kmg_load_begin(KMG_API_INIT_MODULE);
+	if (!load) {
+		kmg_stat(KMG_STAT_ATTEMPTS_INIT);
+		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
+	}
+	if (load->probe)
+		kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
+	else
+		kmg_stat(KMG_STAT_ATTEMPTS_INIT);
+	kmg_call_arguments(&call);
+	load->event.size = call.second;
+	load->event.origin = KMG_ORIGIN_MEMORY;
+
+	answer = kmg_first_look(load, &pending);
+	if (pending && !load->probe && c && kmg_agent_alive(c))
+		kmg_ask(load);
+	return answer;
+}
+
+SEC("fentry/module_sig_check")
+int BPF_PROG(kmg_signature_entry, struct load_info *info, int flags)
+{
+	struct kmg_load *load = kmg_load_current();
+
+	if (!load)
+		return 0;
+	load->image = (__u64)info->hdr;
+	load->length = info->len;
+	load->event.flags = flags;
+	load->noted = 1;
+	return 0;
+}
+
+SEC("fexit/module_sig_check")
+int BPF_PROG(kmg_signature_exit, struct load_info *info, int flags, int ret)
+{
+	struct kmg_load *load = kmg_load_current();
+
+	if (!load)
+		return 0;
+	load->signature_result = ret;
+	load->checked = 1;
+	load->noted = 0; /* the bytes may be freed from here on */
+	return 0;
+}
+
+/* What is known of the signature of a module that the kernel's keyrings do not trust. */
+static __always_inline __u32 kmg_verify(struct kmg_load *load)
+{
+	struct kmg_control *c = kmg_control();
+
+	/* Noted for this check alone: whatever comes later must note it again. */
+	if (!load->noted || !c)
+		return KMG_VERIFICATION_STATE_MISSING;
+	load->noted = 0;
+	/* The kernel takes such a module for unsigned, whatever is appended to it. */
+	if (load->event.flags & (MODULE_INIT_IGNORE_MODVERSIONS | MODULE_INIT_IGNORE_VERMAGIC))
+		return KMG_VERIFICATION_IGNORE_FLAGS;
+	if (load->length > c->max_size)
+		return KMG_VERIFICATION_TOO_LARGE;
+	if (kmg_sha256(&load->sha256, load->image, load->length, load->event.digest)) {
+		kmg_stat(KMG_STAT_READ_FAILED);
+		return KMG_VERIFICATION_STATE_MISSING;
+	}
+	load->event.has_digest = 1;
+	if (load->probe)
+		return KMG_VERIFICATION_UNSIGNED;
+	return kmg_verification(load);
+}
+
+/*
+ * Asked by the kernel when it found no signature, an unknown algorithm or an unknown key,
+ * and sig_enforce is off (kernel/module/signing.c); nothing else asks with this reason.
+ */
+SEC("lsm/locked_down")
+int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
+{
+	struct kmg_ruling ruling;
+	struct kmg_load *load;
+	__u32 verification;
+	__u64 start;
+	int answer;
+
+	if (ret || what != bpf_core_enum_value(enum lockdown_reason, LOCKDOWN_MODULE_SIGNATURE))
+		return ret;
+	load = kmg_load_current();
+	if (!load)
+		/* No first hook was seen; of a load without a file least is granted. */
+		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
+	if (load->probe && load->noted)
+		kmg_stat(KMG_STAT_PROBE_SIGNATURE);
+	start = bpf_ktime_get_ns();
+
+	/*
+	 * The policy may have changed since the first hook: ask it again from the start, so
+	 * that the load is judged by one policy as a whole.
+	 */
+	kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET, &ruling);
+	verification = KMG_VERIFICATION_NOT_YET;
+	load->trusted = ruling.trusted;
+	if (ruling.now.verdict == KMG_VERDICT_PENDING) {
+		verification = kmg_verify(load);
+		kmg_decide(load->event.api, load->event.origin, verification, &ruling);
+		/* PENDING was the last word only if the policy changed just now: it is old. */
+		if (ruling.now.verdict == KMG_VERDICT_PENDING)
+			kmg_refuse(&ruling.now);
+	} else if (ruling.now.verdict == KMG_VERDICT_ALLOW) {
+		load->noted = 0;
+		return 0; /* not a matter of signatures: counted at the end */
+	}
+	answer = kmg_load_decide(load, &ruling.now, verification);
+	load->event.decision_time = bpf_ktime_get_ns() - start;
+	if (!load->probe)
+		kmg_observe(KMG_HISTOGRAM_DECISION, load->event.decision_time);
+	return answer;
+}
+
+SEC("tp_btf/module_load")
+int BPF_PROG(kmg_module_load, struct module *mod)
+{
+	struct kmg_load *load = kmg_load_current();
+
+	if (!load) {
+		kmg_stat(KMG_STAT_LOADED_UNSEEN);
+		return 0;
+	}
+	bpf_probe_read_kernel_str(load->event.module, sizeof(load->event.module), mod->name);
+	load->event.loaded = 1;
+	return 0;
+}
+
+/* Why the kernel refused by itself, from what module_sig_check returned. */
+static __always_inline enum kmg_reason kmg_kernel_reason(__s32 result)
+{
+	struct kmg_control *c = kmg_control();
+
+	switch (result) {
+	case -EKEYREJECTED:
+		/* Under sig_enforce this also stands for unsigned and for an unknown key. */
+		return c && c->sig_enforce ? KMG_REASON_KERNEL_SIG_ENFORCE : KMG_REASON_BAD_SIGNATURE;
+	case -EBADMSG:
+	case -EINVAL:
+	case -EMSGSIZE:
+		return KMG_REASON_MALFORMED_SIGNATURE;
+	case -EPERM:
+		return KMG_REASON_KERNEL_LOCKDOWN;
+	default:
+		return KMG_REASON_NONE; /* out of memory and the like: no verdict */
+	}
+}
+
+/* The verdict on a load that kmodgate itself did not decide. */
+static __always_inline void kmg_conclude(struct kmg_load *load, __s32 result)
+{
+	struct kmg_event *event = &load->event;
+	enum kmg_reason reason = KMG_REASON_NONE;
+
+	event->by = KMG_BY_KERNEL;
+	event->generation = load->trusted.generation;
+	if (load->checked && load->signature_result)
+		reason = kmg_kernel_reason(load->signature_result);
+	else if (!load->checked && !event->loaded && (result == -EPERM || result == -EACCES))
+		reason = KMG_REASON_OTHER_SECURITY_MODULE;
+	else if (load->checked || event->loaded || !result) {
+		event->verdict = load->trusted.verdict;
+		event->reason = load->trusted.reason;
+		if (load->trusted.reason == KMG_REASON_TRUSTED_SIGNATURE)
+			event->verification = KMG_VERIFICATION_KERNEL_TRUSTED;
+		else
+			event->by = KMG_BY_KMODGATE;
+	}
+	if (reason != KMG_REASON_NONE) {
+		event->verdict = KMG_VERDICT_DENY;
+		event->reason = reason;
+		event->error = -result;
+	}
+	if (event->verdict == KMG_VERDICT_PENDING)
+		kmg_stat(KMG_STAT_UNDECIDED);
+	else
+		kmg_count(event->verdict, event->reason, event->api, event->by, 1);
+}
+
+static __always_inline void kmg_end(enum kmg_api api, __s32 result)
+{
+	struct kmg_load *load = kmg_load_current();
+
+	if (!load) {
+		/*
+		 * No hook ran. Since 6.5 tasks that load one file at once share the result of
+		 * the first; all else failed before the first hook.
+		 */
+		if (result && result != -EKEYREJECTED && result != -EBADMSG) {
+			kmg_stat(KMG_STAT_REFUSED_EARLY);
+			return;
+		}
+		kmg_stat(api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT : KMG_STAT_ATTEMPTS_INIT);
+		kmg_count(result ? KMG_VERDICT_DENY : KMG_VERDICT_ALLOW, KMG_REASON_NONE, api, KMG_BY_SHARED, 1);
+		return;
+	}
+	load->active = 0;
+	if (load->probe) {
+		kmg_stat(KMG_STAT_PROBE_EXIT);
+		return;
+	}
+	if (!load->decided)
+		kmg_conclude(load, result);
+	load->event.result = result;
+	load->event.duration = bpf_ktime_get_ns() - load->event.time;
+	if (bpf_ringbuf_output(&events, &load->event, sizeof(load->event), 0))
+		kmg_stat(KMG_STAT_EVENTS_LOST);
+}
+
+/*
+ * Every way into the two system calls. int 0x80 reaches the ia32 stubs only; a kernel
+ * without them (no IA32_EMULATION) is attached without these programs.
+ */
+#if defined(__TARGET_ARCH_x86)
+SEC("fexit/__x64_sys_finit_module")
+int BPF_PROG(kmg_end_finit, const struct pt_regs *regs, long ret)
+{
+	kmg_end(KMG_API_FINIT_MODULE, ret);
+	return 0;
+}
+
+SEC("fexit/__x64_sys_init_module")
+int BPF_PROG(kmg_end_init, const struct pt_regs *regs, long ret)
+{
+	kmg_end(KMG_API_INIT_MODULE, ret);
+	return 0;
+}
+
+SEC("fexit/__ia32_sys_finit_module")
+int BPF_PROG(kmg_end_finit_ia32, const struct pt_regs *regs, long ret)
+{
+	kmg_end(KMG_API_FINIT_MODULE, ret);
+	return 0;
+}
+
+SEC("fexit/__ia32_sys_init_module")
+int BPF_PROG(kmg_end_init_ia32, const struct pt_regs *regs, long ret)
+{
+	kmg_end(KMG_API_INIT_MODULE, ret);
+	return 0;
+}
+#elif defined(__TARGET_ARCH_arm64)
+SEC("fexit/__arm64_sys_finit_module")
+int BPF_PROG(kmg_end_finit, const struct pt_regs *regs, long ret)
+{
+	kmg_end(KMG_API_FINIT_MODULE, ret);
+	return 0;
+}
+
+SEC("fexit/__arm64_sys_init_module")
+int BPF_PROG(kmg_end_init, const struct pt_regs *regs, long ret)
+{
+	kmg_end(KMG_API_INIT_MODULE, ret);
+	return 0;
+}
+#endif
+
+/* A pinned superblock that goes away takes the pin along: its address will be used again. */
+SEC("lsm/sb_free_security")
+int BPF_PROG(kmg_superblock_freed, struct super_block *sb)
+{
+	struct kmg_control *c = kmg_control();
+
+	if (c && c->root_superblock && c->root_superblock == (__u64)sb)
+		c->root_superblock = 0;
+	return 0;
+}
+
+/* Run by the agent: which superblock does this descriptor lie on, and which task am I? */
+SEC("syscall")
+int kmg_introduce(struct kmg_introduction *args)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct super_block *sb;
+	struct file **slots;
+	struct file *file = NULL;
+
+	if (args->fd >= BPF_CORE_READ(table, max_fds))
+		return -EINVAL;
+	slots = BPF_CORE_READ(table, fd);
+	if (bpf_probe_read_kernel(&file, sizeof(file), slots + args->fd) || !file)
+		return -EINVAL;
+	sb = BPF_CORE_READ(file, f_path.mnt, mnt_sb);
+	args->superblock = (__u64)sb;
+	args->device = BPF_CORE_READ(sb, s_dev);
+	args->task = bpf_get_current_pid_tgid();
+	return 0;
+}

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The state of a load: one per task, from its first hook to the end of the system call.
+ */
+#ifndef KMODGATE_LOAD_H
+#define KMODGATE_LOAD_H
+
+#include "count.h"
+#include "decide.h"
+#include "facts.h"
+#include "kernel.h"
+#include "kmodgate.h"
+#include "sha256.h"
+
+struct kmg_load {
+	struct kmg_event event; /* filled as the load goes; sent as it is at the end */
+	struct kmg_decision trusted; /* the decision in case the kernel's keyrings trust it */
+	struct kmg_decision now; /* the decision at the hook passed last */
+	__u64 image; /* kernel address and length of the decompressed module, noted at the */
+	__u64 length; /* entry of module_sig_check, valid while it runs */
+	__s32 signature_result; /* what module_sig_check returned */
+	__u8 active; /* between first hook and end */
+	__u8 decided; /* by kmodgate, and counted */
+	__u8 noted; /* image, length and flags are valid */
+	__u8 checked; /* signature_result is valid */
+	__u8 probe; /* the agent's self-probe: judged, neither counted nor told */
+	struct kmg_sha256 sha256;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kmg_load);
+} loads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+
+/* The load in progress of the current task, or NULL. */
+static __always_inline struct kmg_load *kmg_load_current(void)
+{
+	struct kmg_load *load = bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0, 0);
+
+	return load && load->active ? load : NULL;
+}
+
+/*
+ * Starts a load. Never trusts the last one to have been cleaned up: its exit may have been
+ * missed. NULL when the kernel has no storage to give (its per-CPU lock is busy, 6.1).
+ */
+static __always_inline struct kmg_load *kmg_load_begin(enum kmg_api api)
+{
+	struct kmg_load *load = bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0,
+						     BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct kmg_control *c = kmg_control();
+
+	if (!load) {
+		kmg_stat(KMG_STAT_STORAGE_FAILED);
+		return NULL;
+	}
+	if (load->active && !load->probe)
+		kmg_stat(KMG_STAT_ABANDONED);
+	__builtin_memset(&load->event, 0, sizeof(load->event));
+	load->decided = 0;
+	load->noted = 0;
+	load->checked = 0;
+	load->probe = c && c->probe && c->probe == bpf_get_current_pid_tgid();
+	load->active = 1;
+	load->event.api = api;
+	kmg_task_facts(&load->event);
+	return load;
+}
+
+/*
+ * Takes a decision: the one place where kmodgate's own verdicts are counted, by the program
+ * that takes them. Returns what the hook must return.
+ */
+static __always_inline int kmg_load_decide(struct kmg_load *load, struct kmg_decision *decision,
+					   enum kmg_verification verification)
+{
+	/* The policy changed under the load, and a later hook sees it otherwise: count it once. */
+	if (load->decided && !load->probe)
+		kmg_count(load->event.verdict, load->event.reason, load->event.api, KMG_BY_KMODGATE, -1);
+	load->event.verdict = decision->verdict;
+	load->event.reason = decision->reason;
+	load->event.error = decision->error;
+	load->event.generation = decision->generation;
+	load->event.verification = verification;
+	load->event.by = KMG_BY_KMODGATE;
+	if (!load->probe)
+		kmg_count(decision->verdict, decision->reason, load->event.api, KMG_BY_KMODGATE, 1);
+	load->decided = 1;
+	return decision->verdict == KMG_VERDICT_DENY ? -(int)decision->error : 0;
+}
+
+#endif /* KMODGATE_LOAD_H */
