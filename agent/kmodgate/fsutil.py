@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading files that somebody else may have chosen: bounded, and without ever hanging.
+
+A path may lead to a FIFO, a device, a directory or a sparse file of any size; it may be
+swapped or grow while it is read. Only regular files are read, only after ``fstat`` of the
+open descriptor, and never more than the caller's limit.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from .errors import InputError
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+class FileReadError(InputError):
+    """A file that was not read.
+
+    Args:
+        name: the file, as the user knows it.
+        problem: what is wrong and what to do, without the name.
+        errno_name: for example ``"ENOENT"``.
+    """
+
+    def __init__(self, name: str, problem: str, errno_name: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.problem = problem
+        self.errno_name = errno_name
+
+
+def _os_error(name: str, error: OSError) -> FileReadError:
+    number = error.errno or errno.EIO
+    if number in {errno.ENXIO, errno.EOPNOTSUPP}:
+        return FileReadError(
+            name, "cannot be opened as a file (a socket or device?)", errno.errorcode[number]
+        )
+    reason = (error.strerror or "cannot be read").lower()
+    return FileReadError(name, reason, errno.errorcode.get(number, "EIO"))
+
+
+def read_regular_fd(fd: int, max_size: int, name: str) -> bytes:
+    """Read a regular file from its first byte through an open descriptor.
+
+    Args:
+        fd: stays open, and its offset is not moved.
+        max_size: most bytes to read.
+        name: names the file in errors.
+
+    Raises:
+        FileReadError: EINVAL for anything but a regular file, EFBIG above ``max_size``
+            (checked before and while reading), or the system's error.
+    """
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
+            raise FileReadError(name, f"is {kind}; give a module file", "EINVAL")
+        if status.st_size > max_size:
+            raise _too_large(name, status.st_size, max_size)
+        # One byte more than promised: the end of the file shows in the same call.
+        data = os.pread(fd, status.st_size + 1, 0)
+        if len(data) == status.st_size:
+            return data
+        return _read_on(fd, data, max_size, name)
+    except OSError as error:
+        raise _os_error(name, error) from error
+
+
+def _read_on(fd: int, head: bytes, max_size: int, name: str) -> bytes:
+    """Short reads, growing files, and the sizeless files of procfs and sysfs."""
+    data = bytearray(head)
+    while chunk := os.pread(fd, min(1 << 20, max_size + 1 - len(data)), len(data)):
+        data += chunk
+        if len(data) > max_size:
+            raise _too_large(name, len(data), max_size)
+    return bytes(data)
+
+
+def _too_large(name: str, size: int, max_size: int) -> FileReadError:
+    return FileReadError(
+        name, f"has {size} bytes, above the limit of {max_size}; raise --max-size if it is genuine", "EFBIG"
+    )
+
+
+def read_regular_file(path: str | os.PathLike[str], max_size: int) -> bytes:
+    """Open and read a regular file; a FIFO, device or write lease never blocks it.
+
+    Raises:
+        FileReadError: as ``read_regular_fd``, and for a path that cannot be opened.
+    """
+    name = os.fspath(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except ValueError as error:  # an embedded null byte
+        raise FileReadError(repr(name), str(error), "ENOENT") from error
+    except OSError as error:
+        raise _os_error(name, error) from error
+    try:
+        return read_regular_fd(fd, max_size, name)
+    finally:
+        os.close(fd)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One module file's bytes to one report: decompress, name, verify.
+
+The composition that ``verify``, ``explain``, ``scan`` and the agent share. It reads no
+files; the signature is judged before and without the ELF file around it, as the kernel
+does.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from .errors import ModuleFormatError
+from .model import ModuleInfo, SignatureReport
+from .modfile import decompress, modinfo
+from .modfile.decompress import BytesLike
+from .signature import TrustStore, report
+
+DEFAULT_MAX_SIZE = 64 << 20
+
+
+def inspect(
+    raw: BytesLike,
+    trust: TrustStore,
+    *,
+    max_size: int = DEFAULT_MAX_SIZE,
+    now: datetime | None = None,
+    require_validity: bool = False,
+    with_module: bool = True,
+) -> SignatureReport:
+    """Report on one module file.
+
+    Args:
+        raw: the file's bytes, compressed or not.
+        trust: anchors and revocations.
+        max_size: most bytes after decompression.
+        now: the time (aware, UTC), for validity.
+        require_validity: refuse anchors outside their validity.
+        with_module: read the module's own strings; False leaves ``module`` None.
+
+    Raises:
+        ModuleFormatError: an empty file (EINVAL), or a container that cannot be read.
+    """
+    data = decompress(raw, max_size=max_size)
+    if not data:
+        raise ModuleFormatError("the file is empty; build or copy it again", "EINVAL")
+    module: ModuleInfo | None = None
+    note = ""
+    if with_module:
+        try:
+            module = modinfo(data)
+        except ModuleFormatError as error:
+            note = str(error)
+    return report(data, trust, module=module, note=note, now=now, require_validity=require_validity)

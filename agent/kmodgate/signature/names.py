@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distinguished names: DER to the RFC 4514 string that people read.
+
+This module compares no names (signers are matched on the DER) and never fails: what it
+cannot render it shows in hexadecimal. Names come from untrusted files, so control
+characters are always escaped.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from cryptography import x509
+from cryptography.hazmat import asn1
+
+
+def escape(text: str) -> str:
+    """Replace what is not printable by its UTF-8 bytes in hexadecimal (RFC 4514 section 2.4)."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else "".join(f"\\{byte:02X}" for byte in char.encode("utf-8", "replace"))
+        for char in text
+    )
+
+
+def rfc4514(name: asn1.TLV) -> str:
+    """Render a Name, last element first (RFC 4514 section 2.1); ``#hex`` when it is none."""
+    with warnings.catch_warnings():
+        # An attribute longer than X.520 allows is odd, and still the signer's name.
+        warnings.simplefilter("ignore")
+        try:
+            parsed = name.parse(x509.Name)
+        except ValueError:
+            return "#" + name.data.hex()
+        return escape(parsed.rfc4514_string())

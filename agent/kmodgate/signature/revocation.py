@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Revocations: what is refused whatever else speaks for it.
+
+This module reads no files and knows no anchors. It is stricter than the kernel's
+blacklist keyring on purpose: a ``tbs:`` entry counts under any digest of the
+certificate, and a ``bin:`` entry covers the payload without its signature as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from kmodgate.errors import ConfigError
+
+_TBS_DIGESTS = ("sha256", "sha384", "sha512", "sha1", "sha224")
+_DIGEST_SIZES = frozenset({20, 28, 32, 48, 64})
+_SHA256_SIZE = 32
+
+
+def tbs_digests(certificate: x509.Certificate) -> frozenset[bytes]:
+    """Every digest under which the kernel may list a certificate's TBSCertificate."""
+    tbs = certificate.tbs_certificate_bytes
+    return frozenset(hashlib.new(name, tbs, usedforsecurity=False).digest() for name in _TBS_DIGESTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Revocations:
+    """Revoked things; empty by default.
+
+    Attributes:
+        certificates: digests of TBSCertificates (``tbs:``), of any length.
+        files: SHA-256 of a whole file or of its payload (``bin:``).
+        key_ids: SubjectKeyIdentifiers (``id:``).
+    """
+
+    certificates: frozenset[bytes] = frozenset()
+    files: frozenset[bytes] = frozenset()
+    key_ids: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def parse(cls, text: str, label: str) -> Revocations:
+        """Read one entry a line, as the kernel's blacklist keyring describes them.
+
+        ``tbs:HEX``, ``bin:HEX`` or ``id:HEX``; empty lines and ``#`` comments are skipped.
+
+        Raises:
+            ConfigError: any other line; a revocation must not be lost to a typing error.
+        """
+        found: dict[str, set[bytes]] = {"tbs": set(), "bin": set(), "id": set()}
+        for number, line in enumerate(text.splitlines(), start=1):
+            entry = line.partition("#")[0].strip()
+            if not entry:
+                continue
+            kind, _, value = entry.partition(":")
+            try:
+                digest = bytes.fromhex(value)
+            except ValueError:
+                digest = b""
+            sizes = {"tbs": _DIGEST_SIZES, "bin": frozenset({_SHA256_SIZE})}.get(kind)
+            if kind not in found or not digest or (sizes is not None and len(digest) not in sizes):
+                raise ConfigError(
+                    "not a revocation; write tbs:HEX (digest of a certificate's signed part), "
+                    "bin:HEX (SHA-256 of a file) or id:HEX (subject key identifier)",
+                    source=label,
+                    line=number,
+                )
+            found[kind].add(digest)
+        return cls(frozenset(found["tbs"]), frozenset(found["bin"]), frozenset(found["id"]))
+
+    @classmethod
+    def merge(cls, several: Iterable[Revocations]) -> Revocations:
+        """All of them together."""
+        items = tuple(several)
+        return cls(
+            frozenset().union(*(item.certificates for item in items)),
+            frozenset().union(*(item.files for item in items)),
+            frozenset().union(*(item.key_ids for item in items)),
+        )
+
+    def revokes(self, certificate: x509.Certificate, skid: bytes | None) -> bool:
+        """True when the certificate is revoked, by its signed part or by its key id."""
+        if skid is not None and skid in self.key_ids:
+            return True
+        return bool(self.certificates) and not self.certificates.isdisjoint(tbs_digests(certificate))
