@@ -179,7 +179,7 @@ class Resolved:
         release: the kernel release, as ``uname -r`` prints it.
         image: packages whose files together hold kernel image and modules.
         headers: packages to compile modules against that kernel.
-        dkms: the out-of-tree drivers' source packages, from the base suite.
+        dkms: the out-of-tree drivers' source packages.
     """
 
     suite: str
@@ -237,15 +237,12 @@ def resolve(suite: str, dkms: tuple[str, ...], *, refresh: bool = False) -> Reso
                 f"linux-image-amd64 of {suite} names no kernel: {apt.depends('linux-image-amd64')}"
             )
         headers = _closure(apt, "linux-headers-amd64", re.compile(r"linux-(headers|kbuild|base)-[0-9].*"))
-        base = apt if suite == BASE_SUITE else Apt(BASE_SUITE)
-        if base is not apt:
-            base.update()
         resolved = Resolved(
             suite=suite,
             release=release,
             image=tuple(apt.package(name) for name in image),
             headers=tuple(apt.package(name) for name in headers),
-            dkms=tuple(base.package(name) for name in dkms),
+            dkms=tuple(apt.package(name) for name in dkms),
         )
         cache.write_atomically(path, resolved.to_json().encode())
     return resolved

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from . import apt, kernel, rootfs
+from . import apt, kernel, keys, rootfs, testmodules, toolchain
 from .testmodules import DKMS_PACKAGES
 
 _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
@@ -14,6 +14,9 @@ _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
     "vmlinux": lambda resolved: kernel.get(resolved).vmlinux,
     "modules": lambda resolved: kernel.get(resolved).modules,
     "rootfs": lambda resolved: rootfs.get(kernel.get(resolved)),
+    "testmodules": testmodules.get,
+    "certs": lambda resolved: keys.certificates(kernel.get(resolved)),
+    "headers": toolchain.headers,
 }
 NAMES = tuple(_MAKERS)
 

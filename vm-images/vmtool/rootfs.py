@@ -153,7 +153,8 @@ def get(kernel: Kernel, *, refresh: bool = False) -> Path:
         run(["tar", "-C", tree, "-xf", tarball, "--numeric-owner", "--exclude=./dev/*"])
         (tree / SITE).mkdir(parents=True, exist_ok=True)
         run(["cp", "-a", "--reflink=auto", f"{site}/.", tree / SITE])
-        run(["cp", "-a", "--reflink=auto", kernel.modules, tree / "lib/modules/"])
+        (tree / "lib/modules").mkdir(exist_ok=True)
+        run(["cp", "-a", "--reflink=auto", kernel.modules, tree / "lib/modules" / kernel.release])
         _configure(tree)
         # Debian compiles its library when python3 is configured; what it left out is compiled here.
         run(

@@ -23,17 +23,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import accel, apt, cache, kernel, rootfs, stage
+from . import accel, apt, cache, kernel, keys, rootfs, stage, testmodules
 from .errors import VmDied, VmToolError
 from .host import PROJECT, find
 from .machine import ERR_PORT, OUT_PORT, STATUS_PORT, Machine, Share, arguments
-from .testmodules import DKMS_PACKAGES
 
 DEFAULT_SUITE = apt.BASE_SUITE
 _BOOT_SECONDS = 120.0
 # Status and tokens come within the guest's own grace of 2 s; emulation is slow.
 _FLUSH_SECONDS = 20.0
 _TAIL_LINES = 25
+PANIC = "Kernel panic"
 _KEEP_LOGS = 50
 _GUEST_ENV = {
     "HOME": "/root",
@@ -129,18 +129,21 @@ def parse_status(text: bytes) -> int | None:
 
 
 def console_tail(log: Path) -> str:
-    """The last lines of the console log, control characters left out."""
+    """The end of the console log, from the panic on if there was one; no control characters."""
     try:
-        text = log.read_bytes()[-16384:].decode(errors="replace")
+        text = log.read_bytes()[-65536:].decode(errors="replace")
     except OSError:
         return ""
     lines = ["".join(c for c in line if c.isprintable() or c == "\t") for line in text.splitlines()]
+    for number, line in enumerate(lines):
+        if PANIC in line:
+            return "\n".join(lines[number : number + _TAIL_LINES])
     return "\n".join(lines[-_TAIL_LINES:])
 
 
-def _why_it_ended(log: Path, qemu_error: str, started: bool) -> str:
+def _why_it_ended(log: Path, qemu_error: str, *, started: bool) -> str:
     """One line about a machine that ended by itself."""
-    if "Kernel panic" in console_tail(log):
+    if PANIC in console_tail(log):
         return "the guest's kernel panicked"
     if qemu_error.strip():
         return f"QEMU failed: {qemu_error.strip().splitlines()[-1]}"
@@ -166,7 +169,7 @@ def prepared(options: Options, command: Sequence[str] | None, token: str) -> Ite
     """The machine for one run, with its run folder, which lives as long as the context."""
     if options.share is not None and not options.share.is_dir():
         raise VmToolError(f"--share {options.share}: no such folder")
-    resolved = apt.resolve(options.suite, DKMS_PACKAGES)
+    resolved = apt.resolve(options.suite, testmodules.DKMS_PACKAGES)
     its_kernel = kernel.get(resolved)
     disk = rootfs.get(its_kernel)
     run_folder = Path(tempfile.mkdtemp(prefix="kmodgate-vm-"))
@@ -174,6 +177,8 @@ def prepared(options: Options, command: Sequence[str] | None, token: str) -> Ite
         shares = {
             "agent": Share(stage.get(), stage.GUEST_SOURCE),
             "src": Share(PROJECT, "/src"),
+            "testmodules": Share(testmodules.get(resolved), "/testmodules"),
+            "certs": Share(keys.certificates(its_kernel), "/certs"),
         }
         if options.share is not None:
             shares["share"] = Share(options.share.absolute(), "/share", writable=True)
@@ -257,7 +262,7 @@ class _Conversation:
                 if not selector.get_map():
                     qemu.wait()
                     error = qemu.stderr.read().decode(errors="replace") if qemu.stderr else ""
-                    raise VmDied(_why_it_ended(log, error, self._started), log, console_tail(log))
+                    raise VmDied(_why_it_ended(log, error, started=self._started), log, console_tail(log))
                 if now - begin > self._timeout:
                     raise VmDied(f"timeout after {self._timeout:.0f} s", log, console_tail(log))
                 if not self._started and now - begin > _BOOT_SECONDS:
