@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kmodgate verify``: would these module files load under the given trust anchors?"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import click
+
+from kmodgate.errors import ModuleFormatError
+from kmodgate.fsutil import FileReadError, read_regular_file
+from kmodgate.inspection import DEFAULT_MAX_SIZE, inspect
+from kmodgate.model import ModuleInfo, SignatureReport, SignatureStatus, Signer
+from kmodgate.signature import Revocations, TrustStore, load_certificates
+
+MAX_TRUST_FILE = 16 << 20
+PROGRESS_FROM = 50
+
+_TRUSTED = SignatureStatus.TRUSTED_SIGNATURE
+_UNREADABLE = SignatureStatus.UNREADABLE
+_WIDTH = max(map(len, SignatureStatus))
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A number of bytes, at least one: ``1048576``, ``64M``, ``1GiB`` (binary units)."""
+    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)(?:i?b)?", value.strip().lower())
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if size <= 0:
+        raise click.BadParameter(
+            f"{value!r} is not a size; write a number of bytes, or one with K, M or G",
+            ctx=context,
+            param=parameter,
+        )
+    return size
+
+
+def load_trust(trust: Sequence[str], revoked: Sequence[str]) -> TrustStore:
+    """Read certificate and revocation files.
+
+    Raises:
+        InputError, ConfigError: naming the file that cannot be used.
+    """
+    anchors = [
+        anchor
+        for path in trust
+        for anchor in load_certificates(read_regular_file(path, MAX_TRUST_FILE), path)
+    ]
+    revocations = Revocations.merge(
+        Revocations.parse(read_regular_file(path, MAX_TRUST_FILE).decode("utf-8", "replace"), path)
+        for path in revoked
+    )
+    return TrustStore(anchors, revocations)
+
+
+def examine(
+    path: str, trust: TrustStore, *, max_size: int, now: datetime, require_validity: bool
+) -> SignatureReport:
+    """Report on one file; a file that cannot be read is reported, too."""
+    try:
+        raw = read_regular_file(path, max_size)
+        return inspect(raw, trust, max_size=max_size, now=now, require_validity=require_validity)
+    except FileReadError as error:
+        return SignatureReport(_UNREADABLE, error.errno_name, detail=error.problem)
+    except ModuleFormatError as error:
+        return SignatureReport(_UNREADABLE, error.errno_name, detail=str(error))
+
+
+_encode = json.JSONEncoder(separators=(", ", ": ")).encode
+
+
+@lru_cache(maxsize=64)
+def _signer_json(signer: Signer) -> str:
+    return _encode(
+        {"issuer": signer.issuer, "serial": signer.serial, "skid": signer.skid, "subject": signer.subject}
+    )
+
+
+def _module_json(module: ModuleInfo) -> dict[str, str | None]:
+    return {
+        "name": module.name,
+        "version": module.version,
+        "srcversion": module.srcversion,
+        "vermagic": module.vermagic,
+    }
+
+
+def as_json(path: str, report: SignatureReport) -> str:
+    """One NDJSON line, without the line end; ASCII only."""
+    head = _encode(
+        {"file": path, "status": report.status.value, "errno": report.errno, "trusted_by": report.trusted_by}
+    )
+    # The signer is the same for thousands of files, so its JSON is made once.
+    signer = "null" if report.signer is None else _signer_json(report.signer)
+    tail = _encode(
+        {
+            "hash_algorithm": report.hash_algorithm,
+            "signature_algorithm": report.signature_algorithm,
+            "sha256": report.sha256,
+            "module": None if report.module is None else _module_json(report.module),
+            "detail": report.detail,
+        }
+    )
+    return f'{head[:-1]}, "signer": {signer}, {tail[1:]}'
+
+
+def _printable(text: str) -> str:
+    """File names and module strings must not drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def as_text(path: str, report: SignatureReport, *, colour: bool) -> str:
+    """One line for people, without the line end."""
+    status = f"{report.status.value:<{_WIDTH}}"
+    if colour:
+        shades = {_TRUSTED: "green", _UNREADABLE: "yellow"}
+        status = click.style(status, fg=shades.get(report.status, "red"), bold=True)
+    parts = [_printable(report.detail)]
+    if report.trusted_by is not None:
+        parts.append(f"trusted by {_printable(report.trusted_by)}")
+    if report.errno is not None:
+        parts.append(report.errno)
+    return f"{status}  {_printable(path)}: {'; '.join(parts)}"
+
+
+def _with_progress(files: Sequence[str]) -> Iterator[str]:
+    """The files; with a bar on stderr when that is a terminal and stdout is not."""
+    if len(files) < PROGRESS_FROM or not sys.stderr.isatty() or sys.stdout.isatty():
+        yield from files
+        return
+    with click.progressbar(files, label="verifying", file=sys.stderr) as bar:
+        yield from bar
+
+
+def _summary(counts: Counter[SignatureStatus]) -> str:
+    total = sum(counts.values())
+    listed = ", ".join(f"{counts[status]} {status.value}" for status in SignatureStatus if counts[status])
+    return f"{total} file{'' if total == 1 else 's'}: {listed}"
+
+
+@click.command(name="verify")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--trust",
+    metavar="PEM",
+    multiple=True,
+    help="Certificates (PEM or DER) to trust; without one nothing is trusted. May be repeated.",
+)
+@click.option(
+    "--revoked",
+    metavar="FILE",
+    multiple=True,
+    help="Revocations, one a line: tbs:HEX, bin:HEX or id:HEX. They win over --trust. May be repeated.",
+)
+@click.option(
+    "--require-validity", is_flag=True, help="Refuse signers outside their validity (the kernel does not)."
+)
+@click.option(
+    "--max-size",
+    callback=_size,
+    default=f"{DEFAULT_MAX_SIZE >> 20}M",
+    show_default=True,
+    metavar="SIZE",
+    help="Largest module, after decompression.",
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(  # noqa: PLR0917  # click passes them by name
+    files: tuple[str, ...],
+    trust: tuple[str, ...],
+    revoked: tuple[str, ...],
+    require_validity: bool,
+    max_size: int,
+    output: str,
+) -> int:
+    """Verify the signatures of module files. Needs no root and no kernel.
+
+    Reads .ko, .ko.gz, .ko.xz and .ko.zst files and says of each what a kernel that
+    trusts the given certificates, and enforces signatures, answers at the signature stage.
+
+    Exit codes: 0 all trusted, 1 some not trusted, 2 a file or option could not be used.
+    """
+    store = load_trust(trust, revoked)
+    now = datetime.now(UTC)
+    out = sys.stdout
+    terminal = out.isatty()
+    colour = terminal and "NO_COLOR" not in os.environ
+    counts: Counter[SignatureStatus] = Counter()
+    for path in _with_progress(files):
+        report = examine(path, store, max_size=max_size, now=now, require_validity=require_validity)
+        counts[report.status] += 1
+        line = as_json(path, report) if output == "json" else as_text(path, report, colour=colour)
+        out.write(line + "\n")
+        if report.status is _UNREADABLE and (output == "json" or not terminal):
+            click.echo(f"kmodgate: error: {_printable(path)}: {_printable(report.detail)}", err=True)
+    if output == "text":
+        out.write(_summary(counts) + "\n")
+    out.flush()
+    if not len(store) and counts[SignatureStatus.UNTRUSTED_SIGNER]:
+        click.echo(
+            "kmodgate: hint: no --trust was given, so no signer is trusted; "
+            "add --trust CERTIFICATE.pem for each key that the node trusts",
+            err=True,
+        )
+    if counts[_UNREADABLE]:
+        return 2
+    return 0 if counts[_TRUSTED] == len(files) else 1
