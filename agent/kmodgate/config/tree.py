@@ -106,8 +106,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise ConfigError(
             "a character that YAML does not allow; remove it", source=source, line=line
         ) from None
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: PyYAML passes "\UFFFFFFFF" in a quoted string on to chr().
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # PyYAML passes "\UFFFFFFFF" in a quoted string on to chr().
         raise ConfigError(f"{_one_line(str(error))}; correct the YAML", source=source) from None
     return node
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kmodgate describe``: the node's policy as ``gcloud container node-pools describe`` prints it.
+
+It reads the config and nothing else: no root, no kernel, no running agent.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from kmodgate.config import NodeConfig, load, load_pin, resolve
+from kmodgate.config.values import DEFAULT, LoadPinSetting
+from kmodgate.model import Policy
+
+
+def _label(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """``KEY=VALUE``, as often as given."""
+    labels = {}
+    for value in values:
+        key, equals, word = value.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx=context, param=parameter)
+        labels[key] = word
+    return labels
+
+
+@click.command(name="describe")
+@click.option(
+    "--config",
+    "path",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The node config (YAML).",
+)
+@click.option(
+    "--node-label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_label,
+    help="A label of the node, to pick its node pool. May be repeated.",
+)
+@click.option(
+    "--enable-kernel-module-signature-enforcement/--no-enable-kernel-module-signature-enforcement",
+    "enforce",
+    default=None,
+    help="Override the policy, as the same flag of `kmodgate run` does.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["text", "json", "yaml"]),
+    default="text",
+    show_default=True,
+    help="text is YAML, as gcloud prints it.",
+)
+def command(path: Path, labels: dict[str, str], enforce: bool | None, output: str) -> int:
+    """Print the node's policy in the shape of the GKE API.
+
+    Under `kmodgate:` stand the settings in force, and where each came from: a line of the
+    file, a flag, or the default.
+    """
+    config = load(path)
+    if enforce is not None:
+        config = config.with_policy(Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE)
+    document = describe(resolve(config, labels))
+    if output == "json":
+        click.echo(json.dumps(document, indent=2))
+    else:
+        yaml.safe_dump(document, sys.stdout, sort_keys=False, allow_unicode=True, width=1000)
+    return 0
+
+
+def describe(config: NodeConfig) -> dict[str, Any]:
+    """A config that ``resolve`` gave, as plain data in GKE's shape."""
+    ours: dict[str, Any] = {
+        "mode": config.mode.value,
+        "failurePolicy": config.failure_policy.value,
+        "nodeType": config.node_type.value,
+        "loadPin": (LoadPinSetting.ON if load_pin(config) else LoadPinSetting.OFF).value,
+        # GKE's words for ENFORCE: LoadPin is enabled but configured to exclude modules.
+        "loadPinExcludesModules": config.policy is Policy.ENFORCE,
+        "pinnedRootExempt": config.pinned_root_exempt,
+        "trust": {
+            "kernelKeyrings": config.trust.kernel_keyrings,
+            "certificates": [str(path) for path in config.trust.certificates],
+            "requireValidity": config.trust.require_validity,
+            "revoked": [str(path) for path in config.trust.revoked],
+        },
+        "holdTimeout": f"{config.hold_timeout_ns / 1_000_000:g}ms",
+        "maxModuleSize": f"{config.max_module_size / (1 << 20):g}MiB",
+        "listen": str(config.listen),
+        "logging": {"level": config.log_level.value},
+        "backend": config.backend.value,
+    }
+    if config.pool is not None:
+        ours["nodePool"] = config.pool
+    ours["sources"] = _sources(config)
+    if config.warnings:
+        ours["warnings"] = list(config.warnings)
+    return {
+        "config": {
+            "linuxNodeConfig": {
+                "cgroupMode": config.cgroup_mode.value,
+                "kernelModuleLoading": {"policy": config.policy.value},
+            }
+        },
+        "kmodgate": ours,
+    }
+
+
+_KEYS = (
+    "policy",
+    "cgroupMode",
+    "mode",
+    "failurePolicy",
+    "nodeType",
+    "loadPin",
+    "pinnedRootExempt",
+    "trust.kernelKeyrings",
+    "trust.certificates",
+    "trust.requireValidity",
+    "trust.revoked",
+    "holdTimeout",
+    "maxModuleSize",
+    "listen",
+    "logging.level",
+    "backend",
+)
+
+
+def _sources(config: NodeConfig) -> dict[str, str]:
+    """Where each value came from."""
+    sources = {key: config.origin(key) for key in _KEYS}
+    if config.load_pin is LoadPinSetting.AUTO:
+        sources["loadPin"] = f"{DEFAULT} for nodeType {config.node_type}"
+    return sources
