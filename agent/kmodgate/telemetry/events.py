@@ -38,6 +38,10 @@ _ROUTINE_REASONS: Final = frozenset({Reason.PINNED_ROOT, Reason.NOT_RESTRICTED})
 _ROUTINE_RESULTS: Final = frozenset({0, -errno.EEXIST})
 
 
+# Numbers with two names in errno.h, for which Python knows the one that the kernel does not use.
+_KERNEL_NAMES: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
+
+
 class Kind(StrEnum):
     """``event``: what a line is."""
 
@@ -123,7 +127,7 @@ def to_json(event: LoadEvent, *, sequence: int | None = None) -> str:
 
 def errno_name(number: int) -> str:
     """``"EPERM"`` for 1; a number that errno.h does not name stays a number, as text."""
-    return errno.errorcode.get(number, str(number))
+    return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, str(number))
 
 
 class EventLog:

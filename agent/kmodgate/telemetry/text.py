@@ -8,7 +8,7 @@ first ``jq -r``. So the *value* is escaped, and stays harmless wherever it is pr
 
 The escaping is reversible. A backslash always starts an escape::
 
-    \\             a backslash
+    \\            a backslash
     \xNN          a byte below 0x80 that does not print, or a byte that is not UTF-8
     \uNNNN        another character that does not print (C1, bidi, separators, private, …)
     \UNNNNNNNN    the same beyond U+FFFF

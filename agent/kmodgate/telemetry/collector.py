@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the counters of the kernel and of the agent at each scrape, and exports them.
+
+Nothing is decided here and nothing is held: a scrape reads mapped memory and snapshots, so
+it cannot hold up a load. Each source is read on its own; one that fails is counted and
+logged, and the others are exported. Label values pass through the table's closed sets, so
+whatever a source says, it cannot make a new series.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+import platform
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Literal, Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.core import Metric as Family
+
+from kmodgate import __version__
+from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, Reason, Verdict
+
+from . import metrics as m
+from .expected import expected_loads
+from .flood import LeftOut
+from .lines import Loss
+from .status import AgentStatus
+from .table import Kind, Metric
+
+log = logging.getLogger(__name__)
+
+Load = tuple[Verdict, Reason, Api, By, int]
+HistogramName = Literal["decision", "hold"]
+
+_LOSS: Final = {Loss.QUEUE_FULL: m.EventLoss.LOG_QUEUE, Loss.WRITE_FAILED: m.EventLoss.LOG_WRITE}
+
+
+class KernelCounters(Protocol):
+    """What a backend counts in the kernel. All of it only ever grows."""
+
+    def loads(self) -> Iterable[Load]:
+        """Decided loads: ``(verdict, reason, api, by, count)``, those that are not 0."""
+
+    def histogram(self, name: HistogramName) -> KernelHistogram:
+        """Time to decide, or time that loads waited."""
+
+    def attempts(self) -> int:
+        """Loads that reached the first hook."""
+
+    def undecided(self) -> int:
+        """Loads that failed on their own before a decision was due."""
+
+    def misses(self) -> int:
+        """Runs of programs that the kernel skipped (``bpf_prog_info.recursion_misses``)."""
+
+    def lost(self) -> Mapping[str, int]:
+        """Lost records: ``event_ring``, ``question_ring``."""
+
+    def errors(self) -> Mapping[str, int]:
+        """Failures inside the programs, by ``metrics.KernelErrorKind``."""
+
+
+class EventLogCounts(Protocol):
+    """What the event log counts (``events.EventLog``)."""
+
+    def suppressed(self) -> Mapping[LeftOut, int]:
+        """Events that the flood limit left out."""
+
+    def lost(self) -> Mapping[Loss, int]:
+        """Lines that the stream did not take."""
+
+
+class _Histogram:
+    """A histogram that the agent fills: lock, list, sum. Without ``_created`` series."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = (*bounds, math.inf)
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+        self._lock = threading.Lock()
+
+    def observe(self, seconds: float) -> None:
+        with self._lock:
+            self._counts[bisect.bisect_left(self._bounds, seconds)] += 1
+            self._sum += seconds
+
+    def read(self) -> KernelHistogram:
+        with self._lock:
+            return KernelHistogram(tuple(zip(self._bounds, self._counts, strict=True)), self._sum)
+
+
+class AgentMetrics:
+    """All metrics of one agent, on a registry of their own.
+
+    Args:
+        status: the agent's state.
+        registry: where to register; None for a new one.
+        process: export the ``process_*`` metrics as well.
+
+    Attributes:
+        registry: for the HTTP server.
+    """
+
+    def __init__(
+        self, status: AgentStatus, *, registry: CollectorRegistry | None = None, process: bool = True
+    ) -> None:
+        self.registry = CollectorRegistry() if registry is None else registry
+        self._status = status
+        self._kernel: KernelCounters | None = None
+        self._event_log: EventLogCounts | None = None
+        self._verify = _Histogram(m.VERIFY_SECONDS.buckets)
+        self._lock = threading.Lock()
+        self._questions: Counter[m.QuestionOutcome] = Counter()
+        self._errors: Counter[m.ScrapeSource] = Counter()
+        self._failing: set[m.ScrapeSource] = set()
+        self._expected: dict[tuple[Verdict, Reason, Api, By], int] = {}
+        self._expected_for: EffectivePolicy | None = None
+        self._sources: dict[m.ScrapeSource, Callable[[], Iterator[Family]]] = {
+            m.ScrapeSource.LOADS: self._loads,
+            m.ScrapeSource.HISTOGRAMS: self._histograms,
+            m.ScrapeSource.STATISTICS: self._statistics,
+            m.ScrapeSource.STATUS: self._state,
+            m.ScrapeSource.AGENT: self._agent,
+            m.ScrapeSource.EVENT_LOG: self._log,
+        }
+        self.registry.register(self)
+        if process:
+            ProcessCollector(registry=self.registry)
+
+    def attach(self, kernel: KernelCounters | None) -> None:
+        """Read the counts of this backend from now on; None for no backend."""
+        self._kernel = kernel
+
+    def attach_event_log(self, event_log: EventLogCounts) -> None:
+        """Export what this event log lost and left out."""
+        self._event_log = event_log
+
+    def observe_verify(self, seconds: float) -> None:
+        """One module was read and verified."""
+        self._verify.observe(seconds)
+
+    def count_question(self, outcome: m.QuestionOutcome) -> None:
+        """One question of the programs has come to its end."""
+        with self._lock:
+            self._questions[outcome] += 1
+
+    def describe(self) -> Iterator[Family]:
+        """Every family without samples; the registry finds duplicate names by it."""
+        for metric in m.TABLE:
+            yield _family(metric)
+
+    def collect(self) -> Iterator[Family]:
+        """Every family with its samples. Called by the registry at each scrape."""
+        for source, read in self._sources.items():
+            try:
+                families = list(read())
+            except Exception as error:  # noqa: BLE001  # whatever breaks one source, the others are exported
+                self._failed(source, error)
+                continue
+            self._failing.discard(source)
+            yield from families
+        with self._lock:
+            errors = dict(self._errors)
+        yield _counts(m.SCRAPE_ERRORS, {(source,): errors.get(source, 0) for source in m.ScrapeSource})
+
+    def _failed(self, source: m.ScrapeSource, error: Exception) -> None:
+        with self._lock:
+            self._errors[source] += 1
+            first = source not in self._failing
+            self._failing.add(source)
+        if first:  # said once, until it has worked again
+            log.error("metrics: %s cannot be read", source, exc_info=error)
+
+    def _loads(self) -> Iterator[Family]:
+        policy = self._status.snapshot().policy
+        with self._lock:
+            if policy is not None and policy != self._expected_for:
+                # Zeros stay once they are there: a counter must not vanish when the policy changes.
+                self._expected |= dict.fromkeys(expected_loads(policy), 0)
+                self._expected_for = policy
+            totals = Counter(self._expected)
+        if self._kernel is not None:
+            for verdict, reason, api, by, count in self._kernel.loads():
+                totals[(verdict, reason, api, by)] += count
+        yield _counts(
+            m.MODULE_LOADS,
+            {
+                (verdict.label, reason.label, api.label, by.label): count
+                for (verdict, reason, api, by), count in totals.items()
+            },
+        )
+
+    def _histograms(self) -> Iterator[Family]:
+        if self._kernel is not None:
+            yield _histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"))
+            yield _histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"))
+
+    def _statistics(self) -> Iterator[Family]:
+        kernel, event_log = self._kernel, self._event_log
+        lost = dict.fromkeys(map(str, m.EventLoss), 0)
+        if kernel is not None:
+            yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()})
+            yield _counts(m.LOADS_UNDECIDED, {(): kernel.undecided()})
+            yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()})
+            errors = dict.fromkeys(map(str, m.KernelErrorKind), 0) | dict(kernel.errors())
+            yield _counts(m.KERNEL_ERRORS, {(kind,): count for kind, count in errors.items()})
+            lost |= kernel.lost()
+        if event_log is not None:
+            lost |= {_LOSS[cause].value: count for cause, count in event_log.lost().items()}
+        yield _counts(m.EVENTS_LOST, {(kind,): count for kind, count in lost.items()})
+
+    def _state(self) -> Iterator[Family]:
+        state = self._status.snapshot()
+        yield _value(m.ENFORCING, float(state.enforcing))
+        yield _info(m.BACKEND_INFO, (state.backend.value,))
+        yield _info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
+        if state.policy is not None:
+            yield _info(m.POLICY_INFO, _policy_labels(state.policy))
+        if state.reload_successful is not None:
+            yield _value(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
+        if state.reload_success_time is not None:
+            yield _value(m.RELOAD_TIMESTAMP, state.reload_success_time)
+        yield _value(m.TRUST_ANCHORS, state.anchor_count)
+        yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
+        yield _gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})
+
+    def _agent(self) -> Iterator[Family]:
+        with self._lock:
+            questions = dict(self._questions)
+        yield _counts(m.QUESTIONS, {(o.value,): questions.get(o, 0) for o in m.QuestionOutcome})
+        yield _histogram(m.VERIFY_SECONDS, self._verify.read())
+
+    def _log(self) -> Iterator[Family]:
+        if self._event_log is not None:
+            left_out = self._event_log.suppressed()
+            yield _counts(
+                m.EVENTS_SUPPRESSED, {(key.verdict.label, key.reason.label): n for key, n in left_out.items()}
+            )
+
+
+def _policy_labels(policy: EffectivePolicy) -> tuple[str, ...]:
+    return (
+        policy.policy.value,
+        policy.mode.value,
+        str(policy.load_pin).lower(),
+        str(policy.pinned_root_exempt).lower(),
+        policy.failure_policy.value,
+    )
+
+
+def _family(metric: Metric) -> Family:
+    types: dict[Kind, Callable[..., Family]] = {
+        Kind.COUNTER: CounterMetricFamily,
+        Kind.GAUGE: GaugeMetricFamily,
+        Kind.HISTOGRAM: HistogramMetricFamily,
+        Kind.INFO: InfoMetricFamily,
+    }
+    return types[metric.kind](metric.family, metric.help, labels=metric.label_names)
+
+
+def _bounded(metric: Metric, values: Mapping[tuple[str, ...], float]) -> list[tuple[tuple[str, ...], float]]:
+    """The values by closed label sets, sorted; what falls into the same set is added up."""
+    result: dict[tuple[str, ...], float] = {}
+    for labels, value in values.items():
+        key = metric.bounded(labels)
+        result[key] = result.get(key, 0) + value
+    return sorted(result.items())
+
+
+def _counts(metric: Metric, values: Mapping[tuple[str, ...], int]) -> Family:
+    family = CounterMetricFamily(metric.family, metric.help, labels=metric.label_names)
+    for labels, value in _bounded(metric, values):
+        family.add_metric(labels, value)
+    return family
+
+
+def _gauges(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
+    family = GaugeMetricFamily(metric.family, metric.help, labels=metric.label_names)
+    for labels, value in _bounded(metric, values):
+        family.add_metric(labels, value)
+    return family
+
+
+def _value(metric: Metric, value: float) -> Family:
+    return _gauges(metric, {(): value})
+
+
+def _info(metric: Metric, labels: tuple[str, ...]) -> Family:
+    family = InfoMetricFamily(metric.family, metric.help, labels=metric.label_names)
+    family.add_metric(metric.bounded(labels), {})
+    return family
+
+
+def _histogram(metric: Metric, data: KernelHistogram) -> Family:
+    """Cumulate the buckets, as the exposition formats want them."""
+    family = HistogramMetricFamily(metric.family, metric.help, labels=metric.label_names)
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in data.buckets:
+        total += count
+        if not math.isinf(bound):
+            buckets.append((repr(float(bound)), total))
+    buckets.append(("+Inf", total))
+    family.add_metric((), buckets, data.sum_seconds)
+    return family

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table of metrics: names, types, labels, and the closed sets of label values.
+
+Everything that is exported is declared here, and docs/metrics.md is this table printed
+(``python -m kmodgate.telemetry.metrics > docs/metrics.md``; a test compares the two). No
+name of a module, a path, a pod or a process is ever a label value: these are chosen by
+whoever loads the module, and each new one would be a new series. They are in the event log.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason, Verdict
+
+from .table import Kind, Label, Metric
+
+
+class QuestionOutcome(StrEnum):
+    """What became of a question that the programs asked the agent."""
+
+    TRUSTED = "trusted"
+    REFUSED = "refused"
+    KNOWN = "known"
+    """The digest had been verified before."""
+    GONE = "gone"
+    """The loader had closed the file or ended before the agent looked: no error."""
+    TOO_LARGE = "too_large"
+    UNREADABLE = "unreadable"
+    BUSY = "busy"
+    """All workers were busy and the queue was full."""
+    FAILED = "failed"
+    """The agent made a mistake; its log says which."""
+
+
+class EventLoss(StrEnum):
+    """Where an event was lost. The first two are keys of ``KernelCounters.lost``."""
+
+    EVENT_RING = "event_ring"
+    QUESTION_RING = "question_ring"
+    LOG_QUEUE = "log_queue"
+    LOG_WRITE = "log_write"
+
+
+class KernelErrorKind(StrEnum):
+    """What failed inside the programs: the keys of ``KernelCounters.errors``."""
+
+    STORAGE_FAILED = "storage_failed"
+    READ_FAILED = "read_failed"
+    PATH_FAILED = "path_failed"
+    TABLE_RACED = "table_raced"
+    ABANDONED = "abandoned"
+    LOADED_UNSEEN = "loaded_unseen"
+
+
+class LoadedSignature(StrEnum):
+    """What the kernel says of a module that is loaded now."""
+
+    VERIFIED = "verified"
+    UNVERIFIED = "unverified"
+    UNKNOWN = "unknown"
+
+
+class ScrapeSource(StrEnum):
+    """A part of the metrics that is read on its own and can fail on its own."""
+
+    LOADS = "loads"
+    HISTOGRAMS = "histograms"
+    STATISTICS = "statistics"
+    STATUS = "status"
+    AGENT = "agent"
+    EVENT_LOG = "event_log"
+
+
+def _switch(name: str) -> Label:
+    return Label(name, ("false", "true"))
+
+
+_VERDICT: Final = Label("verdict", tuple(v.label for v in Verdict if v is not Verdict.PENDING))
+_REASON: Final = Label("reason", tuple(r.label for r in Reason))
+_API: Final = Label("api", tuple(a.label for a in Api))
+_BY: Final = Label("by", tuple(b.label for b in By))
+
+MODULE_LOADS: Final = Metric(
+    "kmodgate_module_loads_total",
+    Kind.COUNTER,
+    "Module loads decided, counted in the kernel by the program that took the decision.",
+    "The first one to ask. `deny` and `would_deny` by `reason` say what is refused; the event log says which "
+    "module. The refusals that the policy in force can give are there at 0 before the first load.",
+    (_VERDICT, _REASON, _API, _BY),
+)
+LOAD_ATTEMPTS: Final = Metric(
+    "kmodgate_module_load_attempts_total",
+    Kind.COUNTER,
+    "Module loads that reached the first hook, decided or not.",
+    "Attempts = decided + undecided + program misses. A rising difference means loads that nobody judged.",
+)
+LOADS_UNDECIDED: Final = Metric(
+    "kmodgate_module_loads_undecided_total",
+    Kind.COUNTER,
+    "Module loads that failed on their own before a decision was due.",
+    "Broken files and kernels out of memory. Harmless, and needed to make the sum above come out.",
+)
+PROGRAM_MISSES: Final = Metric(
+    "kmodgate_program_misses_total",
+    Kind.COUNTER,
+    "Runs of attached programs that the kernel skipped because the same program was active on that CPU.",
+    "Must be 0 on `bpf-lsm`. On `bpf-fmod-ret` each one may be a load that was let in unseen.",
+)
+KERNEL_ERRORS: Final = Metric(
+    "kmodgate_kernel_errors_total",
+    Kind.COUNTER,
+    "Failures inside the attached programs, by what failed.",
+    "`loaded_unseen` is critical: a module got in without a decision. `storage_failed` ends in "
+    '`reason="state_missing"`. The others cost detail in events or a retry, not a decision.',
+    (Label("kind", tuple(KernelErrorKind)),),
+)
+DECISION_SECONDS: Final = Metric(
+    "kmodgate_decision_seconds",
+    Kind.HISTOGRAM,
+    "Time that the deciding program took for a load, the wait for the agent included.",
+    "What kmodgate adds to a load. Microseconds, unless the load had to wait for a verification.",
+)
+HOLD_SECONDS: Final = Metric(
+    "kmodgate_hold_seconds",
+    Kind.HISTOGRAM,
+    "Time that a load waited for the agent's answer.",
+    "Close to the hold timeout: the agent is starved or the modules are large. Pre-verify their directory.",
+)
+VERIFY_SECONDS: Final = Metric(
+    "kmodgate_verify_seconds",
+    Kind.HISTOGRAM,
+    "Time that the agent took to read and verify one module.",
+    "If this is short while the hold is long, questions wait for a worker.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+QUESTIONS: Final = Metric(
+    "kmodgate_questions_total",
+    Kind.COUNTER,
+    "Questions of the programs to the agent, by what became of them.",
+    "`busy` and `failed` are loads that were refused for want of an answer.",
+    (Label("outcome", tuple(QuestionOutcome)),),
+)
+EVENTS_LOST: Final = Metric(
+    "kmodgate_events_lost_total",
+    Kind.COUNTER,
+    "Records lost on their way to the event log or the agent, by where. Counts of loads lose nothing.",
+    "Rings: the agent is too slow or stopped. `log_queue`: nobody reads stdout. `log_write`: stdout is gone.",
+    (Label("kind", tuple(EventLoss)),),
+)
+EVENTS_SUPPRESSED: Final = Metric(
+    "kmodgate_events_suppressed_total",
+    Kind.COUNTER,
+    "Events that the flood limit left out of the event log.",
+    "Somebody tries again and again. The loads themselves are decided and counted all the same.",
+    (_VERDICT, _REASON),
+)
+ENFORCING: Final = Metric(
+    "kmodgate_enforcing",
+    Kind.GAUGE,
+    "1 if the policy is to be enforced and the last self-probe found the hooks alive, else 0.",
+    "The alert to have. It is the result of a probe, not of a setting: 0 in audit mode and whenever the "
+    "hooks are dead.",
+)
+POLICY_INFO: Final = Metric(
+    "kmodgate_policy_info",
+    Kind.INFO,
+    "The policy in force on this node.",
+    "Compare it over the fleet; a node that differs has not read its config or matches another pool.",
+    (
+        Label("policy", tuple(Policy)),
+        Label("mode", tuple(Mode)),
+        _switch("load_pin"),
+        _switch("pinned_root_exempt"),
+        Label("failure_policy", tuple(FailurePolicy)),
+    ),
+)
+BACKEND_INFO: Final = Metric(
+    "kmodgate_backend_info",
+    Kind.INFO,
+    "The rung of the ladder that this node stands on.",
+    "`kmodgate doctor` on the node says why it is not a better one.",
+    (Label("backend", tuple(Backend)),),
+)
+BUILD_INFO: Final = Metric(
+    "kmodgate_build_info",
+    Kind.INFO,
+    "The running agent.",
+    "Says how far a rollout has come.",
+    (
+        Label("version", pattern=r"[0-9A-Za-z.+-]{1,32}", note="of kmodgate"),
+        Label("python", pattern=r"[0-9A-Za-z.+]{1,16}", note="of the interpreter"),
+        Label("machine", pattern=r"[0-9a-z_]{1,16}", note="as `uname -m` prints it"),
+    ),
+)
+RELOAD_SUCCESSFUL: Final = Metric(
+    "kmodgate_config_last_reload_successful",
+    Kind.GAUGE,
+    "1 if the last config that was read could be used, else 0.",
+    "0: the node keeps its last good config. The agent's log names file, line and remedy.",
+)
+RELOAD_TIMESTAMP: Final = Metric(
+    "kmodgate_config_last_reload_success_timestamp_seconds",
+    Kind.GAUGE,
+    "Unix time of the last config that could be used.",
+    "Older than your last rollout: this node has not seen it.",
+)
+TRUST_ANCHORS: Final = Metric(
+    "kmodgate_trust_anchors",
+    Kind.GAUGE,
+    "Configured certificates in force.",
+    "0 under `ENFORCE_SIGNED_MODULES` leaves the kernel's own keyrings alone to decide.",
+)
+TRUST_ANCHOR_NOT_AFTER: Final = Metric(
+    "kmodgate_trust_anchor_not_after_timestamp_seconds",
+    Kind.GAUGE,
+    "Unix time at which a configured certificate expires; the 64 that expire first.",
+    "Expiry alone refuses nothing unless validity is required. Renew all the same.",
+    (Label("anchor", pattern=r"[0-9a-f]{16}", note="first 16 hex digits of the certificate's SHA-256"),),
+)
+LOADED_MODULES: Final = Metric(
+    "kmodgate_loaded_modules",
+    Kind.GAUGE,
+    "Modules that are loaded now, by what the kernel says of their signature.",
+    "`unverified` carry the taint `E`. The policy judges loads, not what was in before: `kmodgate scan` "
+    "lists that. Modules that only a configured certificate trusts are `unverified` to the kernel.",
+    (Label("signature", tuple(LoadedSignature)),),
+)
+SCRAPE_ERRORS: Final = Metric(
+    "kmodgate_scrape_errors_total",
+    Kind.COUNTER,
+    "Parts of the metrics that could not be read during a scrape.",
+    "Series that belong to this part are missing or stale. The agent's log has the error.",
+    (Label("source", tuple(ScrapeSource)),),
+)
+
+TABLE: Final[tuple[Metric, ...]] = (
+    MODULE_LOADS,
+    LOAD_ATTEMPTS,
+    LOADS_UNDECIDED,
+    ENFORCING,
+    POLICY_INFO,
+    BACKEND_INFO,
+    DECISION_SECONDS,
+    HOLD_SECONDS,
+    VERIFY_SECONDS,
+    QUESTIONS,
+    EVENTS_LOST,
+    EVENTS_SUPPRESSED,
+    PROGRAM_MISSES,
+    KERNEL_ERRORS,
+    TRUST_ANCHORS,
+    TRUST_ANCHOR_NOT_AFTER,
+    LOADED_MODULES,
+    RELOAD_SUCCESSFUL,
+    RELOAD_TIMESTAMP,
+    BUILD_INFO,
+    SCRAPE_ERRORS,
+)
+"""Every metric of kmodgate, in the order of the documentation."""
+
+_INTRODUCTION: Final = """\
+# Metrics
+
+<!-- Generated from agent/kmodgate/telemetry/metrics.py; edit that, then run
+     python -m kmodgate.telemetry.metrics > docs/metrics.md -->
+
+The agent serves these at `/metrics`, as Prometheus text or OpenMetrics. Loads are counted in the
+kernel, by the program that decides, and read when you scrape: a restart of the agent resets neither
+`kmodgate_module_loads_total` nor the decision and hold times.
+
+Every label has a closed set of values; a value from outside shows as `other`. What a load was
+about (module, path, pod, signer) is in the [event log](events.md).
+
+The usual `process_*` metrics of the agent (CPU, memory, descriptors) are there as well.
+
+| metric | type | labels |
+|---|---|---|
+"""
+
+
+def markdown() -> str:
+    """The text of docs/metrics.md."""
+    overview = "".join(
+        f"| [`{m.name}`](#{m.name}) | {m.kind} | {', '.join(f'`{n}`' for n in m.label_names)} |\n"
+        for m in TABLE
+    )
+    return _INTRODUCTION + overview + "".join(_section(metric) for metric in TABLE)
+
+
+def _section(metric: Metric) -> str:
+    lines = [f"\n## {metric.name}\n", f"{metric.help}\n", f"{metric.look}\n"]
+    if metric.labels:
+        lines.append("".join(_label(label) for label in metric.labels))
+    if metric.buckets:
+        lines.append(f"Buckets, in seconds: {', '.join(map(str, metric.buckets))}.\n")
+    return "\n".join(lines)
+
+
+def _label(label: Label) -> str:
+    values = label.note or ", ".join(f"`{value}`" for value in label.values)
+    return f"- `{label.name}`: {values}\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
