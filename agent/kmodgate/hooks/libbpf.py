@@ -233,7 +233,7 @@ class Program:
 
     def skip(self) -> None:
         """Leave this program out when the object is loaded."""
-        _library.integer(self.name, _library.lib.bpf_program__set_autoload(self._pointer, False))  # noqa: FBT003
+        _library.integer(self.name, _library.lib.bpf_program__set_autoload(self._pointer, False))
 
     @property
     def fd(self) -> int:

@@ -1,0 +1,461 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The composition root of ``kmodgate run``: wiring, signals, reload, shutdown order.
+
+One loop in the main thread moves questions and events, beats the heart, probes, reloads.
+Verification happens in the workers of ``answers``, output in threads of ``telemetry``, so
+that neither a slow module nor a slow reader holds the loop up.
+
+Start: config, node, certificates, HTTP (alive, not ready), programs loaded, policy set,
+programs attached, probe, ready. Stop: no load waits any more, programs detached, last
+events told, log closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Final
+
+from . import config as node_config
+from .answers import Answerer, Asked, Trust
+from .config import NodeConfig, to_effective_policy
+from .config.watch import ConfigWatcher, Debounce
+from .errors import HookError, KmodgateError, NodeError
+from .fsutil import read_regular_file
+from .hooks.bpf import BpfBackend, ProbeResult
+from .model import Api, Backend, EffectivePolicy, LoadFacts, Mode, Origin, Policy, Verdict, Verification
+from .node import NodeFacts, NodePaths, Severity, limits, read_facts, read_modules
+from .observe import Observer
+from .policy import compile_table, evaluate
+from .signature import Revocations, TrustAnchor, TrustStore, load_certificates
+from .telemetry.collector import AgentMetrics
+from .telemetry.events import EventLog
+from .telemetry.http import TelemetryServer
+from .telemetry.metrics import LoadedSignature
+from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
+
+log = logging.getLogger(__name__)
+
+_TICK: Final = 1.0  # seconds between two heartbeats and probes
+_LOOP_MAX_AGE: Final = 10.0
+_CERTIFICATE_MAX: Final = 1 << 20
+_PROBE: Final = (Api.INIT_MODULE, Origin.MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A config that was read whole, checked against the node, with its certificates."""
+
+    config: NodeConfig
+    policy: EffectivePolicy
+    trust: TrustStore
+    trust_digest: bytes
+
+
+def load_trust(config: NodeConfig) -> tuple[TrustStore, bytes]:
+    """Read the configured certificates and revocations.
+
+    Returns:
+        The store, and a digest of all that went into it.
+
+    Raises:
+        KmodgateError: a file that cannot be read or is no certificate; it is named.
+    """
+    anchors: list[TrustAnchor] = []
+    mix = sha256(b"validity" if config.trust.require_validity else b"")
+    for path in config.trust.certificates:
+        data = read_regular_file(path, _CERTIFICATE_MAX)
+        anchors += load_certificates(data, str(path))
+        mix.update(sha256(data).digest())
+    revocations = []
+    for path in config.trust.revoked:
+        data = read_regular_file(path, _CERTIFICATE_MAX)
+        revocations.append(Revocations.parse(data.decode("utf-8", "replace"), str(path)))
+        mix.update(sha256(b"revoked" + data).digest())
+    return TrustStore(anchors, Revocations.merge(revocations)), mix.digest()
+
+
+def read_settings(path: Path, flag: Policy | None, facts: NodeFacts) -> Settings:
+    """Read everything that the config names and check that this node can do it.
+
+    Raises:
+        KmodgateError: the first thing that is wrong, with place and remedy.
+    """
+    config = node_config.load(path)
+    if flag is not None:
+        config = config.with_policy(flag)
+    policy = to_effective_policy(config)
+    trust, digest = load_trust(config)
+    if policy.policy is Policy.ENFORCE and not config.trust.kernel_keyrings:
+        raise NodeError(
+            f"{config.origin('trust.kernelKeyrings')}: kernelKeyrings: false needs a digest of every load, "
+            "which this version does not take; leave it true"
+        )
+    findings = limits(
+        facts, policy, configured_certificates=bool(trust), kernel_keyrings=config.trust.kernel_keyrings
+    )
+    errors = [finding.message for finding in findings if finding.severity is Severity.ERROR]
+    if errors:
+        raise NodeError(f"this node cannot enforce {policy.policy}: " + "; ".join(errors))
+    for finding in findings:
+        log.warning("%s", finding.message)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    if trust.revocations != Revocations():
+        log.warning(
+            "revocations apply to modules that configured certificates sign; what the kernel's own "
+            "keyrings trust is not looked up"
+        )
+    return Settings(config, policy, trust, digest)
+
+
+class Agent:
+    """One running agent.
+
+    Args:
+        config_path: the node config, watched for changes.
+        flag: the policy that a command line flag demands, or None.
+        events: where the event log goes.
+        log_all: tell routine loads too.
+        started: seconds since the process began, for the start-up breakdown.
+        paths: where the node's file systems are mounted.
+    """
+
+    def __init__(
+        self,
+        config_path: Path,
+        *,
+        events: IO[Any],
+        flag: Policy | None = None,
+        log_all: bool = False,
+        started: float = 0.0,
+        paths: NodePaths | None = None,
+    ) -> None:
+        self._config_path = config_path
+        self._flag = flag
+        self._events = events
+        self._log_all = log_all
+        self._started = started
+        self._paths = paths or NodePaths()
+        self._status = AgentStatus()
+        self._metrics = AgentMetrics(self._status)
+        self._heartbeat = Heartbeat(_LOOP_MAX_AGE)
+        self._not_ready: str | None = "starting"
+        self._stopping = False
+        self._reload = Debounce()
+        self._timings: dict[str, float] = {"imports": started}
+
+    def run(self) -> None:
+        """Run until SIGTERM or SIGINT. Raises KmodgateError when it cannot start."""
+        with ExitStack() as stack:
+            signals = stack.enter_context(_signals())
+            watcher = stack.enter_context(ConfigWatcher([self._config_path]))
+            with self._timed("config"):
+                facts = read_facts(self._paths)
+                self._settings = read_settings(self._config_path, self._flag, facts)
+            logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
+            watcher.watch(self._watched())
+            with self._timed("telemetry"):
+                event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
+                stack.callback(event_log.close)
+                self._metrics.attach_event_log(event_log)
+                listen = self._settings.config.listen
+                server = TelemetryServer(
+                    listen.host,
+                    listen.port,
+                    registry=self._metrics.registry,
+                    healthy=self._heartbeat.problem,
+                    ready=lambda: self._not_ready,
+                )
+                server.start()
+                stack.callback(server.stop)
+            backend = stack.enter_context(self._backend())
+            self._start_enforcing(backend, facts, stack)
+            self._announce(server.port)
+            self._loop(backend, watcher, signals, event_log)
+            self._stop(backend, event_log)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._timings[name] = time.perf_counter() - start
+
+    def _watched(self) -> list[Path]:
+        trust = self._settings.config.trust
+        return [self._config_path, *trust.certificates, *trust.revoked]
+
+    # --- start --------------------------------------------------------------------------
+
+    def _backend(self) -> BpfBackend:
+        if os.geteuid() != 0:
+            raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
+        backend = BpfBackend()
+        backend.load()
+        return backend
+
+    def _start_enforcing(self, backend: BpfBackend, facts: NodeFacts, stack: ExitStack) -> None:
+        config = self._settings.config
+        root = os.open(self._paths.proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+        try:
+            device = backend.introduce(root)
+        finally:
+            os.close(root)
+        if facts.pinned_root is not None and device != (facts.pinned_root.major, facts.pinned_root.minor):
+            raise NodeError(
+                f"the root of process 1 lies on device {facts.pinned_root.device}, but the kernel says "
+                f"{device[0]}:{device[1]}; is the agent in the host's PID namespace (hostPID: true)?"
+            )
+        self._single_cpu = facts.online_cpus == 1
+        self._sig_enforce = facts.signatures.enforced is True
+        self._configure(backend)
+        self._answerer = Answerer(
+            backend,
+            Trust(self._settings.trust, backend.trust_generation, config.trust.require_validity),
+            config.max_module_size,
+            proc=self._paths.proc,
+            observe=self._metrics.observe_verify,
+            count=self._metrics.count_question,
+        )
+        stack.callback(self._answerer.close)
+        self._observer = Observer(
+            self._answerer.report_for, node=os.environ.get("NODE_NAME"), proc=self._paths.proc
+        )
+        self._metrics.attach(backend)
+        self._status.set_backend(Backend.BPF_LSM)
+        self._publish(backend)
+        backend.heartbeat()
+        backend.attach()
+        self._timings |= backend.timings
+        with self._timed("probe"):
+            self._probe(backend)
+        if self._not_ready is not None:
+            raise HookError(self._not_ready)
+        self._count_modules()
+
+    def _configure(self, backend: BpfBackend) -> None:
+        config = self._settings.config
+        backend.configure(
+            hold_seconds=config.hold_timeout,
+            max_size=config.max_module_size,
+            wait_asleep=self._single_cpu,
+            sig_enforce=self._sig_enforce,
+        )
+
+    def _publish(self, backend: BpfBackend) -> None:
+        """Put the policy in force, and say so."""
+        generation = backend.set_policy(compile_table(self._settings.policy))
+        self._observer.policy_changed(generation, self._settings.policy)
+        self._status.set_policy(self._settings.policy)
+        self._status.reload_succeeded(time.time())
+        self._status.set_trust_anchors(
+            TrustAnchorValidity(sha256(anchor.key_der).hexdigest(), anchor.not_after)
+            for anchor in self._settings.trust.anchors
+        )
+
+    def _announce(self, port: int) -> None:
+        timings = self._timings
+        parts = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in timings.items())
+        policy = self._settings.policy
+        log.info(
+            "ready: %s, mode %s, LoadPin %s, %d configured certificate(s), backend %s, metrics on port %d; "
+            "start took %.0f ms (%s)",
+            policy.policy,
+            policy.mode,
+            "on" if policy.load_pin else "off",
+            len(self._settings.trust),
+            BpfBackend.name,
+            port,
+            sum(timings.values()) * 1e3,
+            parts,
+        )
+
+    # --- the loop -----------------------------------------------------------------------
+
+    def _loop(
+        self, backend: BpfBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
+    ) -> None:
+        with selectors.DefaultSelector() as selector:
+            for source in (backend.question_ring, backend.event_ring, watcher, signals):
+                selector.register(source, selectors.EVENT_READ, source)
+            tick = time.monotonic()
+            while not self._stopping:
+                now = time.monotonic()
+                if now >= tick:
+                    tick = now + _TICK
+                    self._beat(backend)
+                due = self._reload.wait(now)
+                ready = selector.select(max(0.0, min(tick - now, due if due is not None else _TICK)))
+                for key, _ in ready:
+                    if key.data is backend.question_ring:
+                        self._ask(backend)
+                    elif key.data is backend.event_ring:
+                        self._tell(backend, event_log)
+                    elif key.data is watcher:
+                        if watcher.drain():
+                            self._reload.notice(time.monotonic())
+                    else:
+                        self._signalled(signals.recv(64))
+                if self._reload.due(time.monotonic()):
+                    self._reload_config(backend)
+                    watcher.watch(self._watched())
+
+    def _beat(self, backend: BpfBackend) -> None:
+        backend.heartbeat()
+        self._heartbeat.beat()
+        self._probe(backend)
+
+    def _ask(self, backend: BpfBackend) -> None:
+        for question in backend.questions():
+            self._answerer.submit(
+                Asked(
+                    question.id,
+                    Api(question.api),
+                    question.tgid,
+                    question.tid,
+                    question.fd,
+                    question.address,
+                    question.length,
+                )
+            )
+
+    def _tell(self, backend: BpfBackend, event_log: EventLog) -> None:
+        loaded = False
+        for record in backend.events():
+            loaded |= bool(record.loaded)
+            event_log.write(self._observer.event(record))
+        if loaded:
+            self._count_modules()
+
+    def _count_modules(self) -> None:
+        modules = read_modules(self._paths)
+        if modules is None:
+            return
+        unsigned = sum(module.is_unsigned for module in modules)
+        self._status.set_loaded_modules(
+            {LoadedSignature.UNVERIFIED: unsigned, LoadedSignature.VERIFIED: len(modules) - unsigned}
+        )
+
+    def _signalled(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGHUP:
+                self._reload.notice(time.monotonic())
+            elif number in (signal.SIGTERM, signal.SIGINT):
+                log.info("%s: shutting down", signal.Signals(number).name)
+                self._stopping = True
+
+    # --- probe --------------------------------------------------------------------------
+
+    def _probe(self, backend: BpfBackend) -> None:
+        """See whether enforcement works, and be ready only if it does."""
+        try:
+            problem = probe_problem(self._settings.policy, backend.probe(), sig_enforce=self._sig_enforce)
+        except KmodgateError as error:
+            problem = str(error)
+        if problem is None and self._settings.policy.load_pin and not backend.root_pinned:
+            problem = "the pinned root file system has gone away: LoadPin refuses every load"
+        if problem != self._not_ready:
+            if problem is not None:
+                log.critical("not enforcing: %s", problem)
+            elif self._not_ready != "starting":
+                log.warning("enforcing again")
+        self._not_ready = problem
+        self._status.set_enforcing(problem is None and self._settings.policy.mode is Mode.ENFORCE)
+
+    # --- reload and stop ----------------------------------------------------------------
+
+    def _reload_config(self, backend: BpfBackend) -> None:
+        """Use the changed config, or keep the last good one and say why."""
+        old = self._settings
+        try:
+            new = read_settings(self._config_path, self._flag, read_facts(self._paths))
+        except KmodgateError as error:
+            self._status.reload_failed(str(error))
+            log.error("config not reloaded, the last good one stays in force: %s", error)
+            return
+        if new.config.listen != old.config.listen:
+            log.warning("listen address changed: it takes effect at the next start")
+        self._settings = new
+        logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
+        self._configure(backend)
+        self._answerer.max_size = new.config.max_module_size
+        if new.trust_digest != old.trust_digest:
+            backend.forget_answers()
+            self._answerer.set_trust(
+                Trust(new.trust, backend.trust_generation, new.config.trust.require_validity)
+            )
+        self._publish(backend)
+        self._probe(backend)
+        log.info(
+            "config reloaded: %s, mode %s, LoadPin %s, %d configured certificate(s)",
+            new.policy.policy,
+            new.policy.mode,
+            "on" if new.policy.load_pin else "off",
+            len(new.trust),
+        )
+
+    def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
+        self._not_ready = "shutting down"
+        backend.stop_heartbeat()
+        backend.detach()
+        self._status.set_enforcing(enforcing=False)
+        self._tell(backend, event_log)
+        log.warning("detached: this node no longer enforces a module policy")
+
+
+def probe_problem(policy: EffectivePolicy, probe: ProbeResult, *, sig_enforce: bool) -> str | None:
+    """What a self-probe says against enforcement under this policy, or None.
+
+    The probe is an ``init_module`` of bytes that are unsigned and no ELF file.
+    """
+    api, origin = _PROBE
+    first = evaluate(policy, LoadFacts(api, origin, Verification.NOT_YET))
+    if not probe.first_hook:
+        return (
+            "the self-probe passed kernel_load_data unseen; is kernel.ftrace_enabled 0, or were the "
+            "programs detached?"
+        )
+    decision = first
+    if first.verdict is not Verdict.DENY and not sig_enforce:
+        if not probe.signature:
+            return "the self-probe passed locked_down unseen, or its bytes were not noted"
+        if first.verdict is Verdict.PENDING:
+            decision = evaluate(policy, LoadFacts(api, origin, Verification.UNSIGNED))
+    expected = decision.errno if decision.verdict is Verdict.DENY else errno.ENOEXEC
+    if first.verdict is not Verdict.DENY and sig_enforce:
+        expected = errno.EKEYREJECTED
+    if probe.errno != expected:
+        got, wanted = errno.errorcode.get(probe.errno, "0"), errno.errorcode[expected]
+        return f"the self-probe was answered {got} where the policy says {wanted}"
+    if not probe.ended:
+        return "the end of the self-probe's system call was not seen: loads would not be counted"
+    return None
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """SIGTERM, SIGINT and SIGHUP as bytes on a socket, for the time of the block."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    old = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(old_fd)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers the programs' questions: reads what a task is about to load, and verifies it.
+
+The loader is hostile: its descriptor may change under our hands, lead to a device, or to a
+file system that never answers. So everything is bounded: workers, queue, bytes. What is
+read here need not be what the kernel reads. It does no harm: an answer names a digest, and
+the kernel side looks up the digest of its own bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import queue
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from .errors import HookError, KmodgateError, ModuleFormatError
+from .fsutil import read_regular_fd
+from .model import Api, ModuleInfo, SignatureReport, SignatureStatus, Verification
+from .modfile import decompress, modinfo
+from .modfile.decompress import BytesLike
+from .signature import TrustStore, report
+from .telemetry.metrics import QuestionOutcome
+
+log = logging.getLogger(__name__)
+
+_WORKERS: Final = 4
+_QUEUE: Final = 256
+_REPORTS: Final = 4096
+_GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EBADF)
+
+_STATES: Final = {
+    SignatureStatus.TRUSTED_SIGNATURE: Verification.TRUSTED,
+    SignatureStatus.UNSIGNED: Verification.UNSIGNED,
+    SignatureStatus.UNTRUSTED_SIGNER: Verification.UNTRUSTED_SIGNER,
+    SignatureStatus.BAD_SIGNATURE: Verification.BAD_SIGNATURE,
+    SignatureStatus.UNSUPPORTED_SIGNATURE: Verification.UNSUPPORTED,
+    SignatureStatus.REVOKED: Verification.REVOKED,
+    SignatureStatus.UNREADABLE: Verification.UNREADABLE,
+}
+_MALFORMED: Final = {
+    "EBADMSG": Verification.MALFORMED_EBADMSG,
+    "EINVAL": Verification.MALFORMED_EINVAL,
+    "EMSGSIZE": Verification.MALFORMED_EMSGSIZE,
+}
+
+
+def verification_of(found: SignatureReport) -> Verification:
+    """The state that the decision table knows, from what verification found."""
+    if found.status is SignatureStatus.MALFORMED_SIGNATURE:
+        return _MALFORMED.get(found.errno or "", Verification.MALFORMED_EBADMSG)
+    return _STATES[found.status]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question of the programs, in Python's terms.
+
+    Attributes:
+        id: ends the wait when handed back.
+        api: which call; decides where the bytes are.
+        tgid: process, in the initial PID namespace.
+        tid: thread; its own descriptor table is meant.
+        fd: descriptor of the file, for ``finit_module``.
+        address: user address of the image, for ``init_module``.
+        length: its length in bytes.
+    """
+
+    id: int
+    api: Api
+    tgid: int
+    tid: int
+    fd: int
+    address: int
+    length: int
+
+
+class AnswerSink(Protocol):
+    """What takes the answers: a hook backend."""
+
+    def answer(self, digest: bytes, verification: Verification, trust_generation: int) -> None:
+        """Store what is known of a digest."""
+
+    def done(self, question: int) -> None:
+        """End the wait for a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Trust anchors and the generation that answers made with them carry."""
+
+    store: TrustStore
+    generation: int
+    require_validity: bool = False
+
+
+class Answerer:
+    """Workers that answer questions.
+
+    Args:
+        sink: takes the answers.
+        trust: the anchors to begin with.
+        max_size: bytes of the largest module, compressed or not.
+        proc: where procfs is mounted.
+        observe: called with the seconds that each verification took.
+        count: called with the outcome of each question.
+    """
+
+    def __init__(
+        self,
+        sink: AnswerSink,
+        trust: Trust,
+        max_size: int,
+        *,
+        proc: Path = Path("/proc"),
+        observe: Callable[[float], None] = lambda _seconds: None,
+        count: Callable[[QuestionOutcome], None] = lambda _outcome: None,
+    ) -> None:
+        self.max_size = max_size
+        self._sink = sink
+        self._trust = trust
+        self._proc = proc
+        self._observe = observe
+        self._count = count
+        self._queue: queue.Queue[Asked | None] = queue.Queue(_QUEUE)
+        self._reports: OrderedDict[bytes, SignatureReport] = OrderedDict()
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"answer-{number}", daemon=True)
+            for number in range(_WORKERS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def set_trust(self, trust: Trust) -> None:
+        """Verify against other anchors from now on; what was found before is forgotten."""
+        with self._lock:
+            self._trust = trust
+            self._reports.clear()
+
+    def submit(self, asked: Asked) -> None:
+        """Put a question in the queue. Never blocks: a full queue answers "unknown" at once."""
+        try:
+            self._queue.put_nowait(asked)
+        except queue.Full:
+            self._finish(asked, QuestionOutcome.BUSY)
+
+    def report_for(self, digest: bytes) -> SignatureReport | None:
+        """What was found for a digest (32 bytes, SHA-256), if it is still remembered."""
+        with self._lock:
+            return self._reports.get(digest)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Let the workers go; one that a file system holds up is left behind."""
+        for _ in self._threads:
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                break
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while (asked := self._queue.get()) is not None:
+            try:
+                outcome = self._answer(asked)
+            except OSError as error:
+                gone = error.errno in _GONE
+                outcome = QuestionOutcome.GONE if gone else QuestionOutcome.UNREADABLE
+                log.debug("question %d: %s", asked.id, error)
+            except HookError as error:
+                outcome = QuestionOutcome.FAILED
+                log.error("question %d: %s", asked.id, error)
+            except KmodgateError as error:
+                outcome = QuestionOutcome.UNREADABLE
+                log.debug("question %d: %s", asked.id, error)
+            except Exception:  # one bad module must not take the worker along
+                outcome = QuestionOutcome.FAILED
+                log.exception("question %d", asked.id)
+            self._finish(asked, outcome)
+
+    def _finish(self, asked: Asked, outcome: QuestionOutcome) -> None:
+        self._count(outcome)
+        try:
+            self._sink.done(asked.id)
+        except HookError as error:
+            log.error("question %d: %s", asked.id, error)
+
+    def _answer(self, asked: Asked) -> QuestionOutcome:
+        data = self._read_file(asked) if asked.api is Api.FINIT_MODULE else self._read_memory(asked)
+        if data is None:
+            return QuestionOutcome.TOO_LARGE
+        outcome = self._judge(data)
+        if asked.api is Api.FINIT_MODULE:
+            # With MODULE_INIT_COMPRESSED_FILE the kernel decompresses first; without it the
+            # bytes stand as they are. The flags are not known yet, so both are answered.
+            try:
+                plain = decompress(data, max_size=self.max_size)
+            except ModuleFormatError as error:
+                log.debug("question %d: %s", asked.id, error)
+                return outcome
+            if len(plain) != len(data):
+                outcome = self._judge(plain)
+        return outcome
+
+    def _judge(self, data: BytesLike) -> QuestionOutcome:
+        start = time.perf_counter()
+        with self._lock:
+            trust = self._trust
+        found = report(data, trust.store, now=datetime.now(UTC), require_validity=trust.require_validity)
+        digest = bytes.fromhex(found.sha256) if found.sha256 else hashlib.sha256(data).digest()
+        self._sink.answer(digest, verification_of(found), trust.generation)
+        self._observe(time.perf_counter() - start)
+        with self._lock:
+            if trust is self._trust:
+                self._reports[digest] = replace(found, module=_names(data))
+                self._reports.move_to_end(digest)
+                while len(self._reports) > _REPORTS:
+                    self._reports.popitem(last=False)
+        trusted = found.status is SignatureStatus.TRUSTED_SIGNATURE
+        return QuestionOutcome.TRUSTED if trusted else QuestionOutcome.REFUSED
+
+    def _read_file(self, asked: Asked) -> bytes | None:
+        """The bytes behind the loader's descriptor; None when there are too many.
+
+        Looked at through O_PATH first: opening a device or a FIFO has effects, and a file
+        with a write lease on it blocks an open without O_NONBLOCK.
+        """
+        path = self._proc / f"{asked.tgid}/task/{asked.tid}/fd/{asked.fd}"
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", str(path))
+            if found.st_size > self.max_size:
+                return None
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+            reader = os.open(f"/proc/self/fd/{handle}", flags)
+        finally:
+            os.close(handle)
+        try:
+            return read_regular_fd(reader, self.max_size, str(path))
+        finally:
+            os.close(reader)
+
+    def _read_memory(self, asked: Asked) -> bytes | None:
+        """The image in the loader's memory; None when it is too long."""
+        if asked.length > self.max_size:
+            return None
+        handle = os.open(self._proc / f"{asked.tgid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        parts, at, left = [], asked.address, asked.length
+        try:
+            while left:
+                part = os.pread(handle, min(left, 1 << 20), at)
+                if not part:
+                    raise OSError(errno.EFAULT, "memory ends early")
+                parts.append(part)
+                at, left = at + len(part), left - len(part)
+        finally:
+            os.close(handle)
+        return b"".join(parts)
+
+
+def _names(data: BytesLike) -> ModuleInfo | None:
+    try:
+        return modinfo(data)
+    except ModuleFormatError:
+        return None

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kmodgate run``: the node agent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from kmodgate.model import Policy
+
+
+def _seconds_since_start() -> float:
+    """Since this process began, by the kernel's account (proc_pid_stat(5), field 22)."""
+    import os  # noqa: PLC0415  # with the other reads of /proc, and nowhere else
+
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+
+
+@click.command("run", short_help="Run the node agent.")
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Node config (YAML). Edits take effect at once; one that cannot be used changes nothing.",
+)
+@click.option(
+    "--enable-kernel-module-signature-enforcement/--no-enable-kernel-module-signature-enforcement",
+    "enforce",
+    default=None,
+    help="Override the policy of the config: ENFORCE_SIGNED_MODULES, or "
+    "DO_NOT_ENFORCE_SIGNED_MODULES with --no-…",
+)
+@click.option("--log-all", is_flag=True, help="Log routine loads too, not only remarkable ones.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the diagnostics on standard error. Events on standard output are JSON always.",
+)
+def command(config_path: Path, enforce: bool | None, log_all: bool, log_format: str) -> None:
+    """Run the node agent: enforce the policy, serve metrics, log decisions.
+
+    Decisions are written to standard output, one JSON object a line; diagnostics go to
+    standard error. /metrics, /healthz and /readyz are served on the listen address of the
+    config (127.0.0.1:9464 by default). SIGHUP reads the config again; SIGTERM stops the
+    agent and detaches its programs.
+
+    Needs root, libbpf1, and a kernel with BTF and `bpf` among its security modules.
+    """
+    from kmodgate.agent import Agent  # noqa: PLC0415  # heavy, and only this command needs it
+    from kmodgate.telemetry.log import Form, configure  # noqa: PLC0415
+
+    flag = None if enforce is None else Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE
+    handler = configure(sys.stderr, form=Form(log_format))
+    try:
+        Agent(
+            config_path,
+            events=sys.stdout,
+            flag=flag,
+            log_all=log_all,
+            started=_seconds_since_start(),
+        ).run()
+    finally:
+        handler.close()

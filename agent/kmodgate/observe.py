@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the kernel's record of a load to the event that is told.
+
+Adds what the programs do not know: the signer, the policy in words, the executable. All of
+it is best effort, for people; nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from .hooks import abi
+from .model import (
+    Api,
+    By,
+    EffectivePolicy,
+    LoadEvent,
+    Origin,
+    Reason,
+    SignatureReport,
+    SignatureStatus,
+    Verdict,
+    Verification,
+)
+
+_GENERATIONS: Final = 64
+_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+_STATUS: Final = {
+    Verification.TRUSTED: SignatureStatus.TRUSTED_SIGNATURE,
+    Verification.KERNEL_TRUSTED: SignatureStatus.TRUSTED_SIGNATURE,
+    Verification.UNSIGNED: SignatureStatus.UNSIGNED,
+    Verification.UNTRUSTED_SIGNER: SignatureStatus.UNTRUSTED_SIGNER,
+    Verification.BAD_SIGNATURE: SignatureStatus.BAD_SIGNATURE,
+    Verification.MALFORMED_EBADMSG: SignatureStatus.MALFORMED_SIGNATURE,
+    Verification.MALFORMED_EINVAL: SignatureStatus.MALFORMED_SIGNATURE,
+    Verification.MALFORMED_EMSGSIZE: SignatureStatus.MALFORMED_SIGNATURE,
+    Verification.UNSUPPORTED: SignatureStatus.UNSUPPORTED_SIGNATURE,
+    Verification.REVOKED: SignatureStatus.REVOKED,
+}
+
+_DETAIL: Final = {
+    Verification.KERNEL_TRUSTED: "the kernel's own keyrings trust the signature",
+    Verification.IGNORE_FLAGS: "MODULE_INIT_IGNORE_* was given: the kernel takes the module for unsigned",
+    Verification.AGENT_AWAY: "the agent gave no sign of life, so nobody could verify the module",
+    Verification.TIMED_OUT: "the agent did not answer within holdTimeout",
+    Verification.TOO_LARGE: "the module is larger than maxModuleSize",
+    Verification.UNREADABLE: "the agent could not read the bytes that the kernel was given",
+    Verification.STATE_MISSING: "the programs lost track of this load",
+}
+
+
+class Observer:
+    """Turns records into events.
+
+    Args:
+        report_for: what verification found for a digest.
+        node: Kubernetes name of the node, or None.
+        proc: where procfs is mounted.
+    """
+
+    def __init__(
+        self,
+        report_for: Callable[[bytes], SignatureReport | None],
+        *,
+        node: str | None = None,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        self._report_for = report_for
+        self._node = node
+        self._proc = proc
+        self._policies: OrderedDict[int, EffectivePolicy] = OrderedDict()
+
+    def policy_changed(self, generation: int, policy: EffectivePolicy) -> None:
+        """Note which policy a generation of the table stands for."""
+        self._policies[generation & 0xFFFFFFFF] = policy
+        while len(self._policies) > _GENERATIONS:
+            self._policies.popitem(last=False)
+
+    def event(self, record: abi.Event) -> LoadEvent:
+        """The event of one record."""
+        digest = bytes(record.digest) if record.has_digest else None
+        found = self._report_for(digest) if digest else None
+        verification = Verification(record.verification)
+        policy = self._policies.get(record.generation) or next(reversed(self._policies.values()))
+        has_file = record.api == Api.FINIT_MODULE
+        module = os.fsdecode(abi.text(record.module)) or (
+            found.module.name if found is not None and found.module is not None else None
+        )
+        return LoadEvent(
+            time=_wall(record.time),
+            verdict=Verdict(record.verdict),
+            reason=Reason(record.reason),
+            by=By(record.by),
+            mode=policy.mode,
+            policy=policy.policy,
+            api=Api(record.api),
+            origin=Origin(record.origin),
+            errno=record.error,
+            result=record.result,
+            path=os.fsdecode(abi.text(record.path)) if record.path_length else None,
+            path_truncated=has_file and not record.path_length,
+            file_system=os.fsdecode(abi.text(record.fstype)) if has_file else None,
+            device=(record.device >> 20, record.device & 0xFFFFF) if has_file else None,
+            inode=record.inode if has_file else None,
+            size=record.size,
+            sha256=digest.hex() if digest else None,
+            module=module,
+            signer=found.signer if found else None,
+            trusted_by=found.trusted_by if found else _kernel(verification),
+            signature_status=found.status if found else _STATUS.get(verification),
+            signature_detail=found.detail if found else _DETAIL.get(verification),
+            pid=record.tgid,
+            tid=record.tid,
+            ppid=record.parent,
+            comm=os.fsdecode(abi.text(record.comm)),
+            exe=self._executable(record),
+            uid=record.uid,
+            node=self._node,
+            hold_ns=record.hold,
+            decision_ns=record.decision_time,
+        )
+
+    def _executable(self, record: abi.Event) -> str | None:
+        """The process's executable, while it is still the same process."""
+        directory = self._proc / str(record.tgid)
+        try:
+            target = str((directory / "exe").readlink())
+            # Field 22, counted behind the name, which may hold anything (proc(5)).
+            fields = (directory / f"task/{record.tid}/stat").read_bytes().rpartition(b")")[2].split()
+            started = int(fields[19])
+        except (OSError, ValueError, IndexError):
+            return None
+        return target if started == record.start_time // _TICK_NS else None
+
+
+def _kernel(verification: Verification) -> str | None:
+    return "kernel keyrings" if verification is Verification.KERNEL_TRUSTED else None
+
+
+def _wall(monotonic_ns: int) -> datetime:
+    offset = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    return datetime.fromtimestamp((monotonic_ns + offset) / 1e9, UTC)
