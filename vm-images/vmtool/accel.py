@@ -71,8 +71,6 @@ def choose(kernel: Kernel) -> str:
         pass
     accel = "kvm" if _works(kernel) else "tcg"
     if accel == "tcg":
-        say(
-            f"/dev/kvm is there but a guest does not start within {_PROBE_SECONDS:.0f} s: using TCG from now on"
-        )
+        say(f"/dev/kvm is there but a guest does not start within {_PROBE_SECONDS:.0f} s: using TCG")
     cache.write_atomically(memory, json.dumps({"boot": boot, "accel": accel}).encode())
     return accel

@@ -228,7 +228,7 @@ def resolve(suite: str, dkms: tuple[str, ...], *, refresh: bool = False) -> Reso
             return Resolved.from_json(path.read_text())
         apt = Apt(suite)
         apt.update()
-        # Since 7.x the image is split: linux-image-VERSION needs linux-binary-*, linux-modules-*, linux-base-*.
+        # Since 7.x the image is split: it needs linux-binary-*, linux-modules-*, linux-base-*.
         pattern = re.compile(r"linux-(image|binary|modules|base)-[0-9].*")
         image = _closure(apt, "linux-image-amd64", pattern)
         release = next((n.removeprefix("linux-image-") for n in image if n.startswith("linux-image-")), "")

@@ -12,12 +12,17 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .host import say
+
+_ENTRY = re.compile(r"[a-z]+-.*[0-9a-f]{16}(\.\w+)?")  # names end in a key and perhaps a suffix
+_DAY = 24 * 3600.0
 
 
 def root() -> Path:
@@ -78,6 +83,8 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
         build: makes the entry at the path it is given, as a file or folder.
     """
     target = root() / name
+    with contextlib.suppress(OSError):
+        os.utime(target)  # the time of last use, for prune()
     if target.exists():
         return target
     with locked(name):
@@ -90,6 +97,23 @@ def entry(name: str, build: Callable[[Path], None]) -> Path:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def prune(unused_seconds: float) -> list[str]:
+    """Remove entries that were not asked for since, and what broken builds left; returns their names."""
+    removed = []
+    for path in sorted(root().iterdir()):
+        temporary = path.name.startswith(".")
+        if not temporary and not _ENTRY.fullmatch(path.name):
+            continue
+        if time.time() - path.stat().st_mtime < (max(unused_seconds, _DAY) if temporary else unused_seconds):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        removed.append(path.name)
+    return removed
 
 
 def write_atomically(path: Path, data: bytes) -> None:

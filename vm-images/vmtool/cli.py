@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import click
 
-from . import apt, artifacts, host, runner
+from . import apt, artifacts, cache, host, runner
 from .errors import VmDied, VmToolError
 
 EXIT_VM_DIED = 125
@@ -99,7 +99,7 @@ def build(suite: str, *, refresh: bool) -> None:
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], timeout: float, env: tuple[str, ...], **options: object) -> NoReturn:
-    """Run COMMAND as root in a fresh guest; exit with its status.
+    r"""Run COMMAND as root in a fresh guest; exit with its status.
 
     Standard output and standard error arrive apart and as they are written. In the guest:
     kmodgate is on PATH, the project is at /src (read-only), the test modules at /testmodules, the
@@ -132,7 +132,7 @@ def _writer(descriptor: int) -> Callable[[bytes], None]:
     """An unbuffered binary writer: what arrives goes out at once, byte for byte."""
 
     def write(data: bytes) -> None:
-        with open(descriptor, "wb", buffering=0, closefd=False) as raw:  # noqa: PTH123  # a descriptor
+        with open(descriptor, "wb", buffering=0, closefd=False) as raw:
             view = memoryview(data)
             while view:
                 view = view[raw.write(view) :]
@@ -156,6 +156,16 @@ def path(what: str, suite: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "--days", type=click.IntRange(0), default=7, show_default=True, help="Keep what was used since."
+)
+def prune(days: int) -> None:
+    """Remove from the cache what no run has used for some days. Never while machines run."""
+    for name in cache.prune(days * 24 * 3600):
+        click.echo(name)
+
+
+@cli.command()
 def deps() -> None:
     """Print the Debian packages that this tool needs: apt-get install $(vm-images/vm deps)."""
     click.echo(" ".join(host.packages()))
@@ -175,4 +185,7 @@ def main() -> NoReturn:
         cli(prog_name="vm", standalone_mode=True)
     except VmToolError as error:
         click.echo(f"vm: error: {error}", err=True)
+    except ModuleNotFoundError as error:
+        package = f"python3-{error.name or ''}".replace("_", "-")
+        click.echo(f"vm: error: no Python module {error.name!r}. Type: apt-get install {package}", err=True)
     sys.exit(EXIT_CANNOT)

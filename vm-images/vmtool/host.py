@@ -21,16 +21,15 @@ PACKAGES = IMAGES / "packages.txt"
 PROGRAMS: Mapping[str, str] = {
     "apt-get": "apt",
     "busybox": "busybox-static",
+    "chroot": "coreutils",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "mkfs.ext4": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "openssl": "openssl",
-    "gcc": "gcc",
-    "make": "make",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
-    "unxz": "xz-utils",
+    "tar": "tar",
     "xz": "xz-utils",
     "zstd": "zstd",
 }

@@ -37,8 +37,8 @@ def get() -> Path:
         for name, (common_name, new_key) in KEYS.items():
             extensions = [word for extension in _EXTENSIONS for word in ("-addext", extension)]
             run(
-                ["openssl", "req", "-config", config, "-x509", "-new", *new_key, "-sha256", "-nodes", "-days", _DAYS,
-                 "-subj", f"/O=kmodgate/CN={common_name}", *extensions,
+                ["openssl", "req", "-config", config, "-x509", "-new", *new_key, "-sha256", "-nodes",
+                 "-days", _DAYS, "-subj", f"/O=kmodgate/CN={common_name}", *extensions,
                  "-keyout", target / f"{name}.key", "-out", target / f"{name}.pem"]
             )  # fmt: skip
 

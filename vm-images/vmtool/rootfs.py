@@ -7,7 +7,7 @@ for each kernel. The project itself is not in the image: it is shared at run tim
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 import sys
 import tomllib
@@ -40,6 +40,7 @@ PYTHON = (3, 11)  # of the base suite: wheels and byte code are made for it
 SITE = "usr/local/lib/python3.11/dist-packages"
 GUEST_INIT = IMAGES / "guest" / "init"
 _DOCS = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*")
+_PIP_ENV = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 _HEADROOM = 512 << 20  # bytes free on the root disk
 
 
@@ -99,14 +100,14 @@ def _python_for_guest() -> str:
 def wheels(*, refresh: bool = False) -> Path:
     """The folder of installed Python dependencies, byte-compiled."""
     wanted = requirements()
+    versions = _versions(wanted, refresh=refresh)
 
     def build(target: Path) -> None:
         say("installing kmodgate's Python dependencies for the guest")
         python = _python_for_guest()
-        env = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
         run(
             [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--no-compile",
-             "--target", target, *wanted], env=env
+             "--no-deps", "--target", target, *versions], env=_PIP_ENV
         )  # fmt: skip
         shutil.rmtree(target / "bin", ignore_errors=True)
         # unchecked-hash: under emulation each stat() saved counts, and nothing edits these files.
@@ -115,11 +116,22 @@ def wheels(*, refresh: bool = False) -> Path:
              "-s", target, "-p", f"/{SITE}", target]
         )  # fmt: skip
 
-    stamp = cache.root() / "resolved-wheels.txt"
-    if refresh or not stamp.exists():
-        # New versions are picked up on request; what is cached stays as it is otherwise.
-        cache.write_atomically(stamp, os.urandom(8).hex().encode())
-    return cache.entry(f"wheels-{cache.digest([stamp.read_bytes(), *wanted])}", build)
+    return cache.entry(f"wheels-{cache.digest(versions)}", build)
+
+
+def _versions(wanted: tuple[str, ...], *, refresh: bool) -> list[str]:
+    """``name==version`` of all that pip installs for ``wanted``; asked once, then remembered."""
+    path = cache.root() / f"resolved-wheels-{cache.digest(wanted)}.json"
+    if refresh or not path.exists():
+        with cache.locked("resolve-wheels"):
+            report = run(
+                [_python_for_guest(), "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--dry-run",
+                 "--ignore-installed", "--report", "-", *wanted], env=_PIP_ENV
+            )  # fmt: skip
+            found = (item["metadata"] for item in json.loads(report)["install"])
+            versions = sorted(f"{data['name']}=={data['version']}" for data in found)
+            cache.write_atomically(path, json.dumps(versions, indent=1).encode())
+    return [str(version) for version in json.loads(path.read_text())]
 
 
 def _configure(tree: Path) -> None:

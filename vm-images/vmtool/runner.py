@@ -79,7 +79,7 @@ class Completed:
     """A command that ended, like ``subprocess.CompletedProcess``.
 
     Attributes:
-        status: 0–255; 128 + N when signal N ended the command.
+        status: 0 to 255; 128 + N when signal N ended the command.
         log: the console log.
     """
 

@@ -20,13 +20,6 @@ GUEST_SOURCE = "/opt/kmodgate/src"
 _KEEP_SECONDS = 7 * 24 * 3600
 
 
-def _prune() -> None:
-    """Drop copies that no run has used for a week."""
-    for old in cache.root().glob("stage-*"):
-        if time.time() - old.stat().st_mtime > _KEEP_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-
-
 def get() -> Path:
     """The folder to share as ``/opt/kmodgate/src``."""
 
@@ -38,8 +31,8 @@ def get() -> Path:
              "-s", target, "-p", GUEST_SOURCE, target],
             stdout=subprocess.DEVNULL, check=False,
         )  # fmt: skip
-        _prune()
+        for old in cache.root().glob("stage-*"):
+            if time.time() - old.stat().st_mtime > _KEEP_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
 
-    entry = cache.entry(f"stage-{cache.digest([AGENT, '.'.join(map(str, sys.version_info[:2]))])}", build)
-    entry.touch()
-    return entry
+    return cache.entry(f"stage-{cache.digest([AGENT, '.'.join(map(str, sys.version_info[:2]))])}", build)

@@ -30,9 +30,9 @@ def get(resolved: apt.Resolved) -> Path:
         excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in _DOCS]
         try:
             run(
-                ["mmdebstrap", "--variant=minbase", "--mode=root", "--format=directory", f"--include={include}",
-                 '--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"', *excludes,
-                 resolved.suite, target, listing]
+                ["mmdebstrap", "--variant=minbase", "--mode=root", "--format=directory",
+                 f"--include={include}", '--aptopt=Acquire::Languages "none"',
+                 '--aptopt=APT::Install-Recommends "false"', *excludes, resolved.suite, target, listing]
             )  # fmt: skip
         except VmToolError as error:
             raise VmToolError(
