@@ -17,6 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.x509 import ObjectIdentifier
 
 PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 
@@ -68,8 +69,8 @@ def _check_ecdsa(key: PublicKey, signature: bytes, digest: bytes, prehashed: Pre
     key.verify(signature, digest, ec.ECDSA(prehashed))
 
 
-DIGESTS: dict[str, DigestAlgorithm] = {
-    algorithm.oid: algorithm
+DIGESTS: dict[ObjectIdentifier, DigestAlgorithm] = {
+    ObjectIdentifier(algorithm.oid): algorithm
     for algorithm in (
         DigestAlgorithm("2.16.840.1.101.3.4.2.1", "sha256", Prehashed(hashes.SHA256())),
         DigestAlgorithm("2.16.840.1.101.3.4.2.2", "sha384", Prehashed(hashes.SHA384())),
@@ -81,8 +82,8 @@ DIGESTS: dict[str, DigestAlgorithm] = {
 
 # The OID names the scheme alone: the kernel takes the digest from digestAlgorithm, even
 # beside ecdsa-with-SHA256. sha256WithRSAEncryption and its like are not in its table.
-SIGNATURES: dict[str, SignatureAlgorithm] = {
-    algorithm.oid: algorithm
+SIGNATURES: dict[ObjectIdentifier, SignatureAlgorithm] = {
+    ObjectIdentifier(algorithm.oid): algorithm
     for algorithm in (
         SignatureAlgorithm("1.2.840.113549.1.1.1", "rsa", _check_rsa),
         SignatureAlgorithm("1.2.840.10045.4.1", "ecdsa", _check_ecdsa),

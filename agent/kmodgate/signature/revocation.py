@@ -41,6 +41,9 @@ class Revocations:
     files: frozenset[bytes] = frozenset()
     key_ids: frozenset[bytes] = frozenset()
 
+    def __bool__(self) -> bool:
+        return bool(self.certificates or self.files or self.key_ids)
+
     @classmethod
     def parse(cls, text: str, label: str) -> Revocations:
         """Read one entry a line, as the kernel's blacklist keyring describes them.

@@ -100,7 +100,8 @@ class _Examination:
         # 4. Structure.
         message = self.message = cms.parse(parts.cms)
         # 5. Revoked signers.
-        self._refuse_revoked(message)
+        if revocations:
+            self._refuse_revoked(message)
         # 6. Algorithms.
         self.signatures = tuple(_with_algorithms(signer) for signer in message.signers)
         # 7. What may be signed.
@@ -208,8 +209,8 @@ class _Examination:
         if self.message is None:
             return None, None
         info = self.message.signers[0]
-        digest = DIGESTS.get(info.digest_algorithm.algorithm.dotted_string)
-        algorithm = SIGNATURES.get(info.signature_algorithm.algorithm.dotted_string)
+        digest = DIGESTS.get(info.digest_algorithm.algorithm)
+        algorithm = SIGNATURES.get(info.signature_algorithm.algorithm)
         return digest.name if digest else None, algorithm.name if algorithm else None
 
 
@@ -237,14 +238,14 @@ def _usable_key(certificate: x509.Certificate) -> PublicKey | None:
 
 
 def _with_algorithms(signer: cms.SignerInfo) -> _Signature:
-    digest_oid = signer.digest_algorithm.algorithm.dotted_string
-    signature_oid = signer.signature_algorithm.algorithm.dotted_string
+    digest_oid = signer.digest_algorithm.algorithm
+    signature_oid = signer.signature_algorithm.algorithm
     digest = DIGESTS.get(digest_oid)
     algorithm = SIGNATURES.get(signature_oid)
     if digest is None:
-        raise _unsupported(f"digest algorithm {digest_oid} is not supported (ENOPKG)")
+        raise _unsupported(f"digest algorithm {digest_oid.dotted_string} is not supported (ENOPKG)")
     if algorithm is None:
-        raise _unsupported(f"signature algorithm {signature_oid} is not supported (ENOPKG)")
+        raise _unsupported(f"signature algorithm {signature_oid.dotted_string} is not supported (ENOPKG)")
     return _Signature(key_id(signer), signer.signature, digest, algorithm)
 
 
