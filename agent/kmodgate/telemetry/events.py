@@ -237,7 +237,8 @@ def _line(record: Mapping[str, object]) -> str:
 
 def _time(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # isoformat and not strftime: the latter does not pad years before 1000.
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _text(value: str | None, limit: int | None = None) -> str | None:
