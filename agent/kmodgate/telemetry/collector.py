@@ -120,6 +120,7 @@ class AgentMetrics:
         self._event_log: EventLogCounts | None = None
         self._verify = _Histogram(m.VERIFY_SECONDS.buckets)
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
         self._questions: Counter[m.QuestionOutcome] = Counter()
         self._errors: Counter[m.ScrapeSource] = Counter()
         self._failing: set[m.ScrapeSource] = set()
@@ -138,8 +139,12 @@ class AgentMetrics:
             ProcessCollector(registry=self.registry)
 
     def attach(self, kernel: KernelCounters | None) -> None:
-        """Read the counts of this backend from now on; None for no backend."""
-        self._kernel = kernel
+        """Read the counts of this backend from now on; None for no backend.
+
+        Once this returns nobody reads the one before, so its memory may be unmapped.
+        """
+        with self._reading:
+            self._kernel = kernel
 
     def attach_event_log(self, event_log: EventLogCounts) -> None:
         """Export what this event log lost and left out."""
@@ -163,7 +168,8 @@ class AgentMetrics:
         """Every family with its samples. Called by the registry at each scrape."""
         for source, read in self._sources.items():
             try:
-                families = list(read())
+                with self._reading:
+                    families = list(read())
             except Exception as error:  # noqa: BLE001  # whatever breaks one source, the others are exported
                 self._failed(source, error)
                 continue

@@ -107,9 +107,14 @@ class AgentStatus:
 
     def set_trust_anchors(self, anchors: Iterable[TrustAnchorValidity]) -> None:
         """The configured certificates in force. ValueError for a bad fingerprint."""
-        ends = {anchor.anchor: anchor.not_after.timestamp() for anchor in anchors}
+        ends: dict[str, float] = {}
+        count = 0
+        for anchor in anchors:
+            end = anchor.not_after.timestamp()
+            ends[anchor.anchor] = min(end, ends.get(anchor.anchor, end))
+            count += 1
         first = sorted(ends.items(), key=lambda item: (item[1], item[0]))
-        self._change(anchors=tuple(first[:MAX_ANCHORS]), anchor_count=len(ends))
+        self._change(anchors=tuple(first[:MAX_ANCHORS]), anchor_count=count)
 
     def set_loaded_modules(self, counts: Mapping[LoadedSignature, int]) -> None:
         """The modules loaded now; a signature that is missing counts 0."""

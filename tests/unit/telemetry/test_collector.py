@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -314,3 +315,27 @@ def test_heartbeat(clock: Any) -> None:
     assert heart.problem() is None
     clock.time += 1.5
     assert heart.problem() == "the agent's loop has not come round for 6.5 s (limit 5 s)"
+
+
+def test_attach_waits_for_a_scrape_that_still_reads(metrics: AgentMetrics, counters: Any) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow_loads() -> list[Any]:
+        reading.set()
+        assert go_on.wait(5)
+        return []
+
+    counters.loads = slow_loads
+    metrics.attach(counters)
+    scraping = threading.Thread(target=lambda: generate_latest(metrics.registry))
+    detaching = threading.Thread(target=lambda: metrics.attach(None))
+    scraping.start()
+    assert reading.wait(5)
+    detaching.start()
+    detaching.join(0.05)
+    assert detaching.is_alive()
+    go_on.set()
+    detaching.join(5)
+    scraping.join(5)
+    assert not detaching.is_alive()
+    assert "kmodgate_module_load_attempts_total" not in {name for name, _ in scrape(metrics)}
