@@ -23,6 +23,7 @@ from kmodgate.model import SignatureStatus
 
 # Version numbers say how a signer is named (RFC 5652 section 5.3).
 _BY_ISSUER, _BY_SKID = 1, 3
+_SEQUENCE_TAG = b"\x30"
 
 OID_SIGNED_DATA = x509.ObjectIdentifier("1.2.840.113549.1.7.2")
 OID_DATA = x509.ObjectIdentifier("1.2.840.113549.1.7.1")
@@ -31,7 +32,7 @@ OID_MS_INDIRECT_DATA = x509.ObjectIdentifier("1.3.6.1.4.1.311.2.1.4")
 
 @asn1.sequence
 class AlgorithmIdentifier:
-    """RFC 5280 section 4.1.1.2; the parameters are not looked at, as in the kernel."""
+    """RFC 5280 section 4.1.1.2; the parameters may be anything, so that the OID decides first."""
 
     algorithm: x509.ObjectIdentifier
     parameters: asn1.Null | asn1.TLV | None
@@ -99,6 +100,7 @@ class Message:
 
     Attributes:
         signers: at least one.
+        digest_algorithms: what the message announces; the kernel does not look at it.
         certificates: the embedded ones, in the order of the message; trusted by nothing.
         content_type: pkcs7-data, or Microsoft's indirect data.
         has_content: True when the content is embedded instead of detached.
@@ -106,6 +108,7 @@ class Message:
     """
 
     signers: tuple[SignerInfo, ...]
+    digest_algorithms: tuple[AlgorithmIdentifier, ...]
     certificates: tuple[x509.Certificate, ...]
     content_type: x509.ObjectIdentifier
     has_content: bool
@@ -134,18 +137,44 @@ def _wrong_type(content_type: x509.ObjectIdentifier) -> SignatureError:
     return _malformed("EINVAL", f"its type is {content_type.dotted_string}, not signedData")
 
 
+def check_strict(message: Message) -> None:
+    """Refuse what every kernel overlooks and no signing tool writes.
+
+    Parameters of the algorithms must be NULL or absent (RFC 3370, RFC 5754), and each
+    SignerInfo's digest must be announced (RFC 5652 section 5.1): no byte of a message is
+    left that could be changed without notice.
+
+    Raises:
+        SignatureError: ``malformed_signature`` EBADMSG.
+    """
+    announced = {identifier.algorithm for identifier in message.digest_algorithms}
+    identifiers = list(message.digest_algorithms)
+    for signer in message.signers:
+        identifiers += (signer.digest_algorithm, signer.signature_algorithm)
+        if signer.digest_algorithm.algorithm not in announced:
+            raise _malformed("EBADMSG", f"a SignerInfo's digest is not announced{_OVERLOOKED}")
+    if any(isinstance(identifier.parameters, asn1.TLV) for identifier in identifiers):
+        raise _malformed("EBADMSG", f"an algorithm has parameters{_OVERLOOKED}")
+
+
+_OVERLOOKED = " (kernels overlook that, kmodgate does not)"
+
+
 def _check_signer(data: SignedData, signer: SignerInfo) -> None:
     """The version rules of ``pkcs7_note_signerinfo_version()``, stricter than RFC 5652."""
+    sid = signer.sid
+    if isinstance(sid, IssuerAndSerialNumber) and sid.issuer.tag_bytes != _SEQUENCE_TAG:
+        raise _malformed("EBADMSG", "the issuer is no Name")
     if signer.version not in {_BY_ISSUER, _BY_SKID}:
         raise _malformed("EINVAL", f"SignerInfo version {signer.version} is not 1 or 3")
     if (signer.version == _BY_ISSUER) != (data.version == _BY_ISSUER):
         raise _malformed(
             "EBADMSG", f"a version {signer.version} SignerInfo in version {data.version} SignedData"
         )
-    by_skid = isinstance(signer.sid, bytes)
+    by_skid = isinstance(sid, bytes)
     # The kernel takes the key id from the field that the version promises, finds it empty,
     # and its keyring search refuses an empty id.
-    if by_skid != (signer.version == _BY_SKID) or signer.sid == b"":
+    if by_skid != (signer.version == _BY_SKID) or sid == b"":
         raise _malformed("EINVAL", "the signer id is empty or not of the kind that the version promises")
 
 
@@ -178,6 +207,7 @@ def parse(der: bytes) -> Message:
         raise _malformed("EINVAL", "no SignerInfo, or signed attributes on some of them only")
     return Message(
         signers=signers,
+        digest_algorithms=tuple(data.digest_algorithms.as_list()),
         certificates=() if data.certificates is None else tuple(data.certificates.as_list()),
         content_type=content.content_type,
         has_content=content.content is not None,

@@ -14,7 +14,8 @@ The steps (``kernel/module/signing.c``, ``certs/system_keyring.c``,
 4. Decode the message; what the kernel's parser refuses is fatal.
 5. A revoked signer or embedded certificate refuses, whatever stands beside it.
 6. Every algorithm must be one that the kernel's parser knows.
-7. The content must be detached, plain data, without signed attributes.
+7. The content must be detached, plain data, without signed attributes; nothing in the
+   message may be left unlooked at (stricter than kernels).
 8. Each SignerInfo whose signer is found must verify; one that fails is fatal; one whose
    signer is not found is not checked at all.
 9. One trusted signer is enough; none is a refusal.
@@ -106,6 +107,7 @@ class _Examination:
         self.signatures = tuple(_with_algorithms(signer) for signer in message.signers)
         # 7. What may be signed.
         _check_content(message)
+        cms.check_strict(message)
         # 8. Every signer that is known.
         trusted, unsupported = self._check_signers(message, parts.payload)
         # 9. One is enough.
