@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "vm-images"))
 
-from vmtool import apt, cache, host, initramfs, machine, runner, testmodules, vmlinux
+from vmtool import apt, bootstrap, cache, host, initramfs, machine, runner, testmodules, vmlinux
 from vmtool.cli import cli
 from vmtool.errors import VmToolError
 
@@ -67,6 +67,17 @@ def test_resolution_survives_its_file() -> None:
     package = apt.Package("linux-image-1", "1:2~3")
     resolved = apt.Resolved("sid", "1", image=(package,), headers=(), dkms=(package,))
     assert apt.Resolved.from_json(resolved.to_json()) == resolved
+
+
+def test_a_root_reaches_the_mirror_as_the_machine_does() -> None:
+    dump = (
+        'Acquire "";\nAcquire::http::Proxy "http://p:1";\nAcquire::http "";\n'
+        'Acquire::Check-Valid-Until "false";\nAPT::Sandbox::User "_apt";\nAcquire::https::CAInfo "";\n'
+    )
+    assert bootstrap.carried_settings(dump) == [
+        'Acquire::http::Proxy "http://p:1"',
+        'Acquire::Check-Valid-Until "false"',
+    ]
 
 
 def test_unknown_suite_is_refused() -> None:

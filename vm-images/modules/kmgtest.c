@@ -11,6 +11,8 @@ static int answer = 42;
 module_param(answer, int, 0444);
 MODULE_PARM_DESC(answer, "the number that kmgtest_answer() returns");
 
+int kmgtest_answer(void); /* kmgneeds declares it too: two users make no header */
+
 int kmgtest_answer(void)
 {
 	return answer;

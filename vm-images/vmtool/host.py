@@ -19,9 +19,10 @@ PACKAGES = IMAGES / "packages.txt"
 
 # program -> Debian package; the packages are listed once, with reasons, in packages.txt.
 PROGRAMS: Mapping[str, str] = {
+    "apt-cache": "apt",
+    "apt-config": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
-    "chroot": "coreutils",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "mkfs.ext4": "e2fsprogs",
@@ -30,6 +31,7 @@ PROGRAMS: Mapping[str, str] = {
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "tar": "tar",
+    "unshare": "util-linux",
     "xz": "xz-utils",
     "zstd": "zstd",
 }

@@ -71,6 +71,8 @@ def kernel_arguments(machine: Machine) -> str:
     words = ["console=ttyS0", "quiet", "panic=-1", "oops=panic", "nmi_watchdog=0"]
     if machine.readonly_root:
         words.append("kmodgate.root=ro")
+    if machine.network:
+        words.append("kmodgate.net=1")
     return " ".join([*words, machine.append]).strip()
 
 

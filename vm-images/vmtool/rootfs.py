@@ -13,7 +13,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from . import apt, cache
+from . import apt, bootstrap, cache
 from .errors import VmToolError
 from .host import IMAGES, PROJECT, need_root, run, say
 from .kernel import Kernel
@@ -39,7 +39,6 @@ TEST_REQUIREMENTS = ("pytest>=8.2", "pytest-timeout>=2.3")
 PYTHON = (3, 11)  # of the base suite: wheels and byte code are made for it
 SITE = "usr/local/lib/python3.11/dist-packages"
 GUEST_INIT = IMAGES / "guest" / "init"
-_DOCS = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*")
 _PIP_ENV = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 _HEADROOM = 512 << 20  # bytes free on the root disk
 
@@ -66,19 +65,12 @@ def base(*, refresh: bool = False) -> Path:
         cache.write_atomically(versions, ("\n".join(lines) + "\n").encode())
 
     def build(target: Path) -> None:
-        need_root("building the base system")
         say("building the base system with mmdebstrap (about 30 s)")
-        listing = target.with_suffix(".sources")
-        listing.write_text(apt.sources(apt.BASE_SUITE))
         tarball = target.with_suffix(".tar")
-        excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in _DOCS]
-        run(
-            ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(GUEST_PACKAGES)}",
-             '--aptopt=Acquire::Languages "none"', *excludes, apt.BASE_SUITE, tarball, listing]
-        )  # fmt: skip
+        bootstrap.make(apt.BASE_SUITE, GUEST_PACKAGES, tarball)
         tarball.rename(target)
 
-    key = cache.digest([versions.read_bytes(), *GUEST_PACKAGES, *_DOCS])
+    key = cache.digest([versions.read_bytes(), *GUEST_PACKAGES, *bootstrap.RECIPE])
     return cache.entry(f"base-{key}.tar", build)
 
 

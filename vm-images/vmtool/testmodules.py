@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test modules: our own and out-of-tree drivers of Debian, signed in every way that matters.
 
-For each module NAME the folder holds ``NAME.VARIANT.ko``; the variants are the table in
-``docstring`` of ``variants`` below.
+For each module NAME the folder holds ``NAME.VARIANT.ko``; ``variants`` below lists the variants.
 """
 
 from __future__ import annotations
@@ -56,7 +55,8 @@ def _compile(root: Path, work: Path, release: str) -> list[Path]:
     if not built:
         raise VmToolError(f"the build in {work} made no module")
     for module in built:
-        toolchain.inside(root, ["strip", "--strip-debug", f"{inner}/{module.name}"])
+        # The full name: newer compilers bring no plain `strip` with them.
+        toolchain.inside(root, ["x86_64-linux-gnu-strip", "--strip-debug", f"{inner}/{module.name}"])
     return built
 
 

@@ -10,36 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import apt, cache
+from . import apt, bootstrap, cache
 from .errors import VmToolError
-from .host import need_root, run, say
+from .host import run, say
 
 _TOOLS = ("make", "xz-utils", "zstd")
-_DOCS = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 
 
 def get(resolved: apt.Resolved) -> Path:
     """The root folder that holds headers and compiler for one kernel."""
 
     def build(target: Path) -> None:
-        need_root("building the module toolchain")
         say(f"installing headers and compiler for {resolved.release} into a root of their own (about 60 s)")
-        listing = target.with_suffix(".sources")
-        listing.write_text(apt.sources(resolved.suite))
-        include = ",".join((*_TOOLS, f"linux-headers-{resolved.release}"))
-        excludes = [f"--dpkgopt=path-exclude={pattern}" for pattern in _DOCS]
-        try:
-            run(
-                ["mmdebstrap", "--variant=minbase", "--mode=root", "--format=directory",
-                 f"--include={include}", '--aptopt=Acquire::Languages "none"',
-                 '--aptopt=APT::Install-Recommends "false"', *excludes, resolved.suite, target, listing]
-            )  # fmt: skip
-        except VmToolError as error:
-            raise VmToolError(
-                f"{error}\nThe mirror may have moved on. Type: vm-images/vm build --refresh"
-            ) from error
+        bootstrap.make(resolved.suite, [*_TOOLS, f"linux-headers-{resolved.release}"], target)
 
-    recipe = (resolved.suite, *(f"{p.name}={p.version}" for p in resolved.headers), *_TOOLS, *_DOCS)
+    recipe = (
+        resolved.suite,
+        *(f"{p.name}={p.version}" for p in resolved.headers),
+        *_TOOLS,
+        *bootstrap.RECIPE,
+    )
     return cache.entry(f"toolchain-{resolved.suite}-{cache.digest(recipe)}", build)
 
 
@@ -54,7 +44,9 @@ def inside(root: Path, argv: Sequence[str]) -> bytes:
     The root is shared by builds: they write below a folder of their own in its /tmp.
     """
     clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/tmp"]
-    return run(["chroot", root, *clean, *argv])
+    # objtool of 7.x reads /proc. The bind mount is seen by, and ends with, this one process.
+    script = 'mount --bind /proc "$1/proc" && exec chroot "$@"'
+    return run(["unshare", "--mount", "sh", "-c", script, "sh", root, *clean, *argv])
 
 
 def sign_file(root: Path, resolved: apt.Resolved) -> str:
