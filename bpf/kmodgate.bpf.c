@@ -402,3 +402,20 @@ int kmg_introduce(struct kmg_introduction *args)
 	args->task = bpf_get_current_pid_tgid();
 	return 0;
 }
+
+/*
+ * Types that no map and no function signature names would be missing from the object's type
+ * information, and the test that compares it with the agent's mirrors would be blind to them.
+ */
+struct kmg_types {
+	enum kmg_api api;
+	enum kmg_origin origin;
+	enum kmg_verdict verdict;
+	enum kmg_by by;
+	enum kmg_reason reason;
+	enum kmg_verification verification;
+	enum kmg_stat stat;
+	enum kmg_histogram histogram;
+	struct kmg_question question;
+};
+const struct kmg_types *kmg_types = NULL;

@@ -12,7 +12,6 @@ events told, log closed.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import selectors
@@ -21,23 +20,19 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, Final
 
-from . import config as node_config
 from .answers import Answerer, Asked, Trust
-from .config import NodeConfig, to_effective_policy
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
-from .fsutil import read_regular_file
-from .hooks.bpf import BpfBackend, ProbeResult
-from .model import Api, Backend, EffectivePolicy, LoadFacts, Mode, Origin, Policy, Verdict, Verification
-from .node import NodeFacts, NodePaths, Severity, limits, read_facts, read_modules
+from .hooks.bpf import BpfBackend
+from .model import Api, Backend, Mode, Policy
+from .node import NodeFacts, NodePaths, read_facts, read_modules
 from .observe import Observer
-from .policy import compile_table, evaluate
-from .signature import Revocations, TrustAnchor, TrustStore, load_certificates
+from .policy import compile_table
+from .selfprobe import probe_problem
+from .settings import read_settings
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
@@ -48,75 +43,6 @@ log = logging.getLogger(__name__)
 
 _TICK: Final = 1.0  # seconds between two heartbeats and probes
 _LOOP_MAX_AGE: Final = 10.0
-_CERTIFICATE_MAX: Final = 1 << 20
-_PROBE: Final = (Api.INIT_MODULE, Origin.MEMORY)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """A config that was read whole, checked against the node, with its certificates."""
-
-    config: NodeConfig
-    policy: EffectivePolicy
-    trust: TrustStore
-    trust_digest: bytes
-
-
-def load_trust(config: NodeConfig) -> tuple[TrustStore, bytes]:
-    """Read the configured certificates and revocations.
-
-    Returns:
-        The store, and a digest of all that went into it.
-
-    Raises:
-        KmodgateError: a file that cannot be read or is no certificate; it is named.
-    """
-    anchors: list[TrustAnchor] = []
-    mix = sha256(b"validity" if config.trust.require_validity else b"")
-    for path in config.trust.certificates:
-        data = read_regular_file(path, _CERTIFICATE_MAX)
-        anchors += load_certificates(data, str(path))
-        mix.update(sha256(data).digest())
-    revocations = []
-    for path in config.trust.revoked:
-        data = read_regular_file(path, _CERTIFICATE_MAX)
-        revocations.append(Revocations.parse(data.decode("utf-8", "replace"), str(path)))
-        mix.update(sha256(b"revoked" + data).digest())
-    return TrustStore(anchors, Revocations.merge(revocations)), mix.digest()
-
-
-def read_settings(path: Path, flag: Policy | None, facts: NodeFacts) -> Settings:
-    """Read everything that the config names and check that this node can do it.
-
-    Raises:
-        KmodgateError: the first thing that is wrong, with place and remedy.
-    """
-    config = node_config.load(path)
-    if flag is not None:
-        config = config.with_policy(flag)
-    policy = to_effective_policy(config)
-    trust, digest = load_trust(config)
-    if policy.policy is Policy.ENFORCE and not config.trust.kernel_keyrings:
-        raise NodeError(
-            f"{config.origin('trust.kernelKeyrings')}: kernelKeyrings: false needs a digest of every load, "
-            "which this version does not take; leave it true"
-        )
-    findings = limits(
-        facts, policy, configured_certificates=bool(trust), kernel_keyrings=config.trust.kernel_keyrings
-    )
-    errors = [finding.message for finding in findings if finding.severity is Severity.ERROR]
-    if errors:
-        raise NodeError(f"this node cannot enforce {policy.policy}: " + "; ".join(errors))
-    for finding in findings:
-        log.warning("%s", finding.message)
-    for warning in config.warnings:
-        log.warning("%s", warning)
-    if trust.revocations != Revocations():
-        log.warning(
-            "revocations apply to modules that configured certificates sign; what the kernel's own "
-            "keyrings trust is not looked up"
-        )
-    return Settings(config, policy, trust, digest)
 
 
 class Agent:
@@ -259,7 +185,7 @@ class Agent:
         self._status.set_policy(self._settings.policy)
         self._status.reload_succeeded(time.time())
         self._status.set_trust_anchors(
-            TrustAnchorValidity(sha256(anchor.key_der).hexdigest(), anchor.not_after)
+            TrustAnchorValidity(anchor.fingerprint, anchor.not_after)
             for anchor in self._settings.trust.anchors
         )
 
@@ -297,18 +223,21 @@ class Agent:
                 due = self._reload.wait(now)
                 ready = selector.select(max(0.0, min(tick - now, due if due is not None else _TICK)))
                 for key, _ in ready:
-                    if key.data is backend.question_ring:
-                        self._ask(backend)
-                    elif key.data is backend.event_ring:
-                        self._tell(backend, event_log)
-                    elif key.data is watcher:
-                        if watcher.drain():
-                            self._reload.notice(time.monotonic())
-                    else:
-                        self._signalled(signals.recv(64))
+                    # Whatever goes wrong with one load must not end enforcement for all.
+                    with _survive():
+                        if key.data is backend.question_ring:
+                            self._ask(backend)
+                        elif key.data is backend.event_ring:
+                            self._tell(backend, event_log)
+                        elif key.data is watcher:
+                            if watcher.drain():
+                                self._reload.notice(time.monotonic())
+                        else:
+                            self._signalled(signals.recv(64))
                 if self._reload.due(time.monotonic()):
-                    self._reload_config(backend)
-                    watcher.watch(self._watched())
+                    with _survive():
+                        self._reload_config(backend)
+                        watcher.watch(self._watched())
 
     def _beat(self, backend: BpfBackend) -> None:
         backend.heartbeat()
@@ -317,6 +246,7 @@ class Agent:
 
     def _ask(self, backend: BpfBackend) -> None:
         for question in backend.questions():
+            self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
             self._answerer.submit(
                 Asked(
                     question.id,
@@ -389,7 +319,8 @@ class Agent:
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)
         self._answerer.max_size = new.config.max_module_size
-        if new.trust_digest != old.trust_digest:
+        validity = (old.config.trust.require_validity, new.config.trust.require_validity)
+        if new.trust_digest != old.trust_digest or validity[0] != validity[1]:
             backend.forget_answers()
             self._answerer.set_trust(
                 Trust(new.trust, backend.trust_generation, new.config.trust.require_validity)
@@ -409,37 +340,21 @@ class Agent:
         backend.stop_heartbeat()
         backend.detach()
         self._status.set_enforcing(enforcing=False)
-        self._tell(backend, event_log)
+        for record in backend.drain():
+            event_log.write(self._observer.event(record))
+        self._metrics.attach(None)  # the server outlives the counters by a moment
         log.warning("detached: this node no longer enforces a module policy")
 
 
-def probe_problem(policy: EffectivePolicy, probe: ProbeResult, *, sig_enforce: bool) -> str | None:
-    """What a self-probe says against enforcement under this policy, or None.
-
-    The probe is an ``init_module`` of bytes that are unsigned and no ELF file.
-    """
-    api, origin = _PROBE
-    first = evaluate(policy, LoadFacts(api, origin, Verification.NOT_YET))
-    if not probe.first_hook:
-        return (
-            "the self-probe passed kernel_load_data unseen; is kernel.ftrace_enabled 0, or were the "
-            "programs detached?"
-        )
-    decision = first
-    if first.verdict is not Verdict.DENY and not sig_enforce:
-        if not probe.signature:
-            return "the self-probe passed locked_down unseen, or its bytes were not noted"
-        if first.verdict is Verdict.PENDING:
-            decision = evaluate(policy, LoadFacts(api, origin, Verification.UNSIGNED))
-    expected = decision.errno if decision.verdict is Verdict.DENY else errno.ENOEXEC
-    if first.verdict is not Verdict.DENY and sig_enforce:
-        expected = errno.EKEYREJECTED
-    if probe.errno != expected:
-        got, wanted = errno.errorcode.get(probe.errno, "0"), errno.errorcode[expected]
-        return f"the self-probe was answered {got} where the policy says {wanted}"
-    if not probe.ended:
-        return "the end of the self-probe's system call was not seen: loads would not be counted"
-    return None
+@contextmanager
+def _survive() -> Iterator[None]:
+    """Log what fails inside the block, and go on."""
+    try:
+        yield
+    except KmodgateError as error:
+        log.error("%s", error)
+    except Exception:
+        log.exception("unexpected; the agent goes on")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from .fsutil import read_regular_fd
 from .model import Api, ModuleInfo, SignatureReport, SignatureStatus, Verification
 from .modfile import decompress, modinfo
 from .modfile.decompress import BytesLike
+from .policy import verification_of
 from .signature import TrustStore, report
 from .telemetry.metrics import QuestionOutcome
 
@@ -38,28 +39,6 @@ _WORKERS: Final = 4
 _QUEUE: Final = 256
 _REPORTS: Final = 4096
 _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EBADF)
-
-_STATES: Final = {
-    SignatureStatus.TRUSTED_SIGNATURE: Verification.TRUSTED,
-    SignatureStatus.UNSIGNED: Verification.UNSIGNED,
-    SignatureStatus.UNTRUSTED_SIGNER: Verification.UNTRUSTED_SIGNER,
-    SignatureStatus.BAD_SIGNATURE: Verification.BAD_SIGNATURE,
-    SignatureStatus.UNSUPPORTED_SIGNATURE: Verification.UNSUPPORTED,
-    SignatureStatus.REVOKED: Verification.REVOKED,
-    SignatureStatus.UNREADABLE: Verification.UNREADABLE,
-}
-_MALFORMED: Final = {
-    "EBADMSG": Verification.MALFORMED_EBADMSG,
-    "EINVAL": Verification.MALFORMED_EINVAL,
-    "EMSGSIZE": Verification.MALFORMED_EMSGSIZE,
-}
-
-
-def verification_of(found: SignatureReport) -> Verification:
-    """The state that the decision table knows, from what verification found."""
-    if found.status is SignatureStatus.MALFORMED_SIGNATURE:
-        return _MALFORMED.get(found.errno or "", Verification.MALFORMED_EBADMSG)
-    return _STATES[found.status]
 
 
 @dataclass(frozen=True, slots=True)

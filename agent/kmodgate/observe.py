@@ -30,6 +30,7 @@ from .model import (
 )
 
 _GENERATIONS: Final = 64
+_ASKERS: Final = 1024
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 _STATUS: Final = {
@@ -76,6 +77,13 @@ class Observer:
         self._node = node
         self._proc = proc
         self._policies: OrderedDict[int, EffectivePolicy] = OrderedDict()
+        self._executables: OrderedDict[int, str | None] = OrderedDict()
+
+    def asked(self, question: int, tgid: int, tid: int, start_time: int) -> None:
+        """Note the executable of a loader while it waits: a refused one is gone at once."""
+        self._executables[question] = self._executable(tgid, tid, start_time)
+        while len(self._executables) > _ASKERS:
+            self._executables.popitem(last=False)
 
     def policy_changed(self, generation: int, policy: EffectivePolicy) -> None:
         """Note which policy a generation of the table stands for."""
@@ -120,24 +128,25 @@ class Observer:
             tid=record.tid,
             ppid=record.parent,
             comm=os.fsdecode(abi.text(record.comm)),
-            exe=self._executable(record),
+            exe=self._executables.pop(record.question, None)
+            or self._executable(record.tgid, record.tid, record.start_time),
             uid=record.uid,
             node=self._node,
             hold_ns=record.hold,
             decision_ns=record.decision_time,
         )
 
-    def _executable(self, record: abi.Event) -> str | None:
+    def _executable(self, tgid: int, tid: int, start_time: int) -> str | None:
         """The process's executable, while it is still the same process."""
-        directory = self._proc / str(record.tgid)
+        directory = self._proc / str(tgid)
         try:
             target = str((directory / "exe").readlink())
             # Field 22, counted behind the name, which may hold anything (proc(5)).
-            fields = (directory / f"task/{record.tid}/stat").read_bytes().rpartition(b")")[2].split()
+            fields = (directory / f"task/{tid}/stat").read_bytes().rpartition(b")")[2].split()
             started = int(fields[19])
         except (OSError, ValueError, IndexError):
             return None
-        return target if started == record.start_time // _TICK_NS else None
+        return target if started == start_time // _TICK_NS else None
 
 
 def _kernel(verification: Verification) -> str | None:

@@ -30,6 +30,8 @@ from .model import (
     Origin,
     Policy,
     Reason,
+    SignatureReport,
+    SignatureStatus,
     Verdict,
     Verification,
 )
@@ -150,3 +152,26 @@ def compile_table(policy: EffectivePolicy) -> tuple[Decision, ...]:
                 facts = LoadFacts(api, origin, verification)
                 table[table_index(facts)] = evaluate(policy, facts)
     return tuple(table)
+
+
+_STATES: Final = {
+    SignatureStatus.TRUSTED_SIGNATURE: Verification.TRUSTED,
+    SignatureStatus.UNSIGNED: Verification.UNSIGNED,
+    SignatureStatus.UNTRUSTED_SIGNER: Verification.UNTRUSTED_SIGNER,
+    SignatureStatus.BAD_SIGNATURE: Verification.BAD_SIGNATURE,
+    SignatureStatus.UNSUPPORTED_SIGNATURE: Verification.UNSUPPORTED,
+    SignatureStatus.REVOKED: Verification.REVOKED,
+    SignatureStatus.UNREADABLE: Verification.UNREADABLE,
+}
+_MALFORMED: Final = {
+    "EBADMSG": Verification.MALFORMED_EBADMSG,
+    "EINVAL": Verification.MALFORMED_EINVAL,
+    "EMSGSIZE": Verification.MALFORMED_EMSGSIZE,
+}
+
+
+def verification_of(found: SignatureReport) -> Verification:
+    """The state that the decision table knows, from what verification found."""
+    if found.status is SignatureStatus.MALFORMED_SIGNATURE:
+        return _MALFORMED.get(found.errno or "", Verification.MALFORMED_EBADMSG)
+    return _STATES[found.status]

@@ -24,7 +24,7 @@ def test_a_descriptor_keeps_its_offset_and_stays_open(tmp_path: Path) -> None:
     assert read_regular_fd(fd, 10, "a") == b"abc"
     assert os.lseek(fd, 0, os.SEEK_CUR) == 2
     os.close(fd)
-    with pytest.raises(FileReadError, match="^a: bad file descriptor"):
+    with pytest.raises(FileReadError, match=r"^a: bad file descriptor"):
         read_regular_fd(fd, 10, "a")
 
 

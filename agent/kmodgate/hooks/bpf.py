@@ -77,6 +77,7 @@ class BpfBackend:
         """
         self.timings: dict[str, float] = {}
         start = time.perf_counter()
+        libbpf.few_arenas()
         present = libbpf.kernel_functions((*_SYSCALLS, "module_sig_check"))
         if "module_sig_check" not in present:
             raise HookError(
@@ -122,6 +123,7 @@ class BpfBackend:
         self.question_ring = libbpf.RingBuffer(self._object.map("questions"))
         self._control.heartbeat_max_age = _HEARTBEAT_MAX_AGE
         self._control.trust_generation = 1
+        libbpf.give_memory_back()
         self.timings["load"] = time.perf_counter() - start
 
     def _shared(self, name: str, size: int) -> mmap.mmap:
@@ -265,6 +267,11 @@ class BpfBackend:
         """Questions that wait, oldest first."""
         for record in self.question_ring.read():
             yield abi.Question.from_buffer_copy(record)
+
+    def drain(self) -> Iterator[abi.Event]:
+        """Every event that is left; only after ``detach``, when no more can come."""
+        while records := self.event_ring.read():
+            yield from (abi.Event.from_buffer_copy(record) for record in records)
 
     def events(self) -> Iterator[abi.Event]:
         """Loads that ended, oldest first."""

@@ -23,6 +23,7 @@ BTF_KIND_FUNC: Final = 12  # include/uapi/linux/btf.h
 _MESSAGE_BYTES: Final = 1 << 20  # a verifier log can be long, and its end is what matters
 _MESSAGE_TAIL: Final = 1500
 _NO_PREVIOUS: Final = None
+_M_ARENA_MAX: Final = -8  # malloc.h
 
 
 class _TestRunOpts(ctypes.Structure):
@@ -159,9 +160,7 @@ class Map:
 
     def update(self, key: bytes, value: bytes) -> None:
         """Store one element (``BPF_ANY``). Raises HookError, for instance when it is full."""
-        _library.integer(
-            f"map {self.name}: update", _library.lib.bpf_map_update_elem(self.fd, key, value, 0)
-        )
+        _library.integer(f"map {self.name}: update", _library.lib.bpf_map_update_elem(self.fd, key, value, 0))
 
     def lookup(self, key: bytes, value_size: int) -> bytes | None:
         """The value of a key, or None."""
@@ -191,8 +190,11 @@ class RingBuffer:
     """A consumer of one ring-buffer map.
 
     Records are copied out in the callback and handed over afterwards, so that no Python
-    exception has to cross libbpf.
+    exception has to cross libbpf. One read takes a bounded number of them: libbpf goes on
+    while there are more, and a storm of loads would keep the agent in here for ever.
     """
+
+    _BATCH: Final = 64
 
     def __init__(self, ring: Map) -> None:
         self._records: list[bytes] = []
@@ -204,15 +206,18 @@ class RingBuffer:
 
     def _sample(self, _context: int, data: int, size: int) -> int:
         self._records.append(ctypes.string_at(data, size))
-        return 0
+        # A negative number stops libbpf after this record, which counts as consumed.
+        return 0 if len(self._records) < self._BATCH else -errno.EAGAIN
 
     def fileno(self) -> int:
         """A descriptor that polls readable while records wait."""
         return int(_library.lib.ring_buffer__epoll_fd(self._ring))
 
     def read(self) -> list[bytes]:
-        """All records that are ready, oldest first. Never blocks."""
-        _library.integer("ring buffer", _library.lib.ring_buffer__consume(self._ring))
+        """Up to 64 records that are ready, oldest first. Never blocks."""
+        result = _library.lib.ring_buffer__consume(self._ring)
+        if result != -errno.EAGAIN:
+            _library.integer("ring buffer", result)
         records, self._records = self._records, []
         return records
 
@@ -319,6 +324,20 @@ class Object:
         if self._object is not None:
             _library.lib.bpf_object__close(self._object)
             self._object = None
+
+
+def give_memory_back() -> None:
+    """Return to the system what parsing type information took from it (glibc only)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def few_arenas() -> None:
+    """Let all threads share two malloc arenas; each would else keep megabytes (glibc only)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 2)
 
 
 def kernel_functions(names: Iterable[str]) -> frozenset[str]:

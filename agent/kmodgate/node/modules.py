@@ -17,7 +17,7 @@ from .paths import NodePaths, read_text, read_word
 # The kernel cuts names at MODULE_NAME_LEN, 56 bytes on 64-bit; no "/" and no leading
 # dot, because a name becomes a directory of sysfs.
 _LINE = re.compile(
-    r"(?P<name>[^\s/.][^\s/]{0,63}) (?P<size>[0-9]{1,19}) (?P<refs>[0-9]{1,10}|-) (?P<users>\S+) "
+    r"(?P<name>[^\s/.][^\s/]{0,63}) (?P<size>[0-9]{1,19}) (?P<refs>-?[0-9]{1,10}|-) (?P<users>\S+) "
     r"(?P<state>Live|Loading|Unloading) (?P<address>(?:0x)?[0-9a-fA-F]+)(?: \((?P<taints>[A-Z+-]*)\))?"
 )
 _TAINTS = re.compile(r"[A-Z]*", re.ASCII)
@@ -29,7 +29,8 @@ class LoadedModule:
 
     Attributes:
         size: bytes in memory.
-        references: how many hold it; None when the kernel cannot unload modules.
+        references: how many hold it, -1 while it is being unloaded; None when the kernel
+            cannot unload modules.
         used_by: names of the modules that need it.
         state: ``Live``, ``Loading`` or ``Unloading``.
         taints: letters of ``kernel/panic.c``; ``E`` means that its signature was

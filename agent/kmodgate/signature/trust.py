@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from kmodgate.errors import ConfigError
@@ -75,6 +76,11 @@ class TrustAnchor:
     not_before: datetime
     not_after: datetime
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate's DER in lower-case hexadecimal."""
+        return self.certificate.fingerprint(SHA256()).hex()
+
 
 def key_id(signer: SignerInfo) -> KeyId:
     """The id by which a SignerInfo names its signer."""
@@ -100,6 +106,7 @@ class TrustStore:
 
     def __init__(self, anchors: Iterable[TrustAnchor] = (), revocations: Revocations | None = None) -> None:
         self.anchors: tuple[TrustAnchor, ...] = tuple(anchors)
+        self.certificates = frozenset(anchor.certificate for anchor in self.anchors)
         self.revocations = Revocations() if revocations is None else revocations
         self._by_id: dict[KeyId, list[TrustAnchor]] = {}
         self._revoked: frozenset[int] = frozenset(

@@ -18,7 +18,8 @@ The steps (``kernel/module/signing.c``, ``certs/system_keyring.c``,
    message may be left unlooked at (stricter than kernels).
 8. Each SignerInfo whose signer is found must verify; one that fails is fatal; one whose
    signer is not found is not checked at all.
-9. One trusted signer is enough; none is a refusal.
+9. One trusted signer is enough; none is a refusal. Certificates inside must be anchors,
+   too: one that a kernel cannot use spoils the message there (stricter than kernels).
 10. Validity dates are reported, and required only when asked.
 
 ENODATA, ENOPKG and ENOKEY become EKEYREJECTED, as under ``sig_enforce``.
@@ -113,6 +114,13 @@ class _Examination:
         # 9. One is enough.
         if not trusted:
             raise self._untrusted(message, unsupported)
+        if not all(certificate in self._trust.certificates for certificate in message.certificates):
+            raise SignatureError(
+                SignatureStatus.UNTRUSTED_SIGNER,
+                _REJECTED,
+                "the message carries certificates that are no trust anchors, and a kernel may refuse it "
+                "for one of them; sign with -nocerts",
+            )
         # 10. Validity.
         return _choose_valid(trusted, now, require_validity=require_validity)
 

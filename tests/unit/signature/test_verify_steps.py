@@ -207,6 +207,15 @@ def test_the_embedded_certificate_of_an_anchor_changes_nothing(signer: Identity,
     assert outcome(append(PAYLOAD + b"x", cms), trust) == ("bad_signature", REJECTED)
 
 
+def test_a_certificate_inside_that_is_no_anchor_is_refused(
+    signer: Identity, stranger: Identity, trust: TrustStore
+) -> None:
+    cms = signed_data(signer_info(PAYLOAD, signer), certificates=tlv(0xA0, stranger.der))
+    assert outcome(append(PAYLOAD, cms), trust) == ("untrusted_signer", REJECTED)
+    both = TrustStore(trust.anchors + load_certificates(stranger.pem, "stranger.pem"))
+    assert verify(append(PAYLOAD, cms), both).anchor.label == "signer.pem"
+
+
 def test_a_certificate_inside_never_makes_itself_trusted(stranger: Identity, trust: TrustStore) -> None:
     cms = generate.openssl_cms(PAYLOAD, stranger, "sha256", "-noattr", "-nosmimecap")
     assert outcome(append(PAYLOAD, cms), trust) == ("untrusted_signer", REJECTED)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+# Run `make` for the list of targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CLANG ?= clang
+ARCH := $(shell uname -m | sed -e 's/x86_64/x86/' -e 's/aarch64/arm64/')
+MULTIARCH := $(shell uname -m)-linux-gnu
+KERNEL ?= bookworm
+
+BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra -Werror \
+	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
+BPF_HEADERS := $(wildcard bpf/*.h)
+BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o
+BPF_TEST_OBJECT := build/test.bpf.o
+STAMP := $(VENV)/.installed
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install the Debian packages that building and testing need (root)
+	@if [ "$$(id -u)" != 0 ]; then echo "make deps needs root; run: sudo make deps" >&2; exit 3; fi
+	apt-get update
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+		$$(sed -e 's/#.*//' packages.txt vm-images/packages.txt)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; run: apt-get install python3 python3-venv" >&2; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+.PHONY: venv
+venv: $(STAMP) ## Make the virtual environment that everything else uses
+
+.PHONY: need-clang
+need-clang:
+	@command -v $(CLANG) >/dev/null && [ -e /usr/include/bpf/bpf_helpers.h ] || \
+		{ echo "clang and libbpf headers are needed; run: sudo make deps" >&2; exit 3; }
+
+$(BPF_OBJECT): bpf/kmodgate.bpf.c $(BPF_HEADERS) | need-clang
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.new
+	mv $@.new $@
+
+$(BPF_TEST_OBJECT): tests/bpf/test.bpf.c $(BPF_HEADERS) | need-clang
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_CFLAGS) -Ibpf -c $< -o $@.new
+	mv $@.new $@
+
+.PHONY: bpf
+bpf: $(BPF_OBJECT) ## Compile the BPF programs
+
+.PHONY: vm
+vm: $(STAMP) ## Build the virtual machine's kernel, disk and test modules (root)
+	$(BIN)/python vm-images/vm build --kernel $(KERNEL)
+
+.PHONY: demo
+demo: setup vm $(BPF_OBJECT) ## The main job in a VM: trusted modules load, others are refused, and why
+	$(BIN)/python vm-images/demo --kernel $(KERNEL)
+
+.PHONY: setup
+setup:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' \
+		$$(sed -e 's/#.*//' packages.txt vm-images/packages.txt) 2>&1 | grep -v '^installed ' || true); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory deps; \
+		else echo "packages are missing; run: sudo make deps" >&2; exit 3; fi; \
+	fi
+
+.PHONY: lint
+lint: $(STAMP) ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(STAMP) ## Format the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only --quiet .
+
+.PHONY: test-fast
+test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
+	$(BIN)/pytest -m 'not vm and not bpf'
+
+.PHONY: test-bpf
+test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)
+	$(BIN)/pytest -m bpf
+
+.PHONY: test-vm
+test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
+	$(BIN)/pytest -m vm
+
+.PHONY: test
+test: setup lint vm test-fast test-bpf test-vm ## All set-up and every test
+
+.PHONY: bench
+bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
+	$(BIN)/python tests/bench/run.py
+
+.PHONY: wheel
+wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+.PHONY: docs
+docs: $(STAMP) ## Write the generated documentation anew
+	$(BIN)/python -m kmodgate.telemetry.metrics > docs/metrics.md
+
+.PHONY: clean
+clean: ## Remove what was built in the tree (the VM cache stays)
+	rm -rf build dist $(BPF_OBJECT) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Test programs: the headers of bpf/ run natively, with nothing attached.
+ * Driven by tests/bpf/test_native.py.
+ */
+#include "kmodgate.h"
+
+#include "kernel.h"
+
+#include "count.h"
+#include "decide.h"
+#include "sha256.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define TEST_BYTES (4 << 20)
+
+struct test_buffer {
+	__u8 bytes[TEST_BYTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct test_buffer);
+} buffer SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct kmg_sha256);
+} scratch SEC(".maps");
+
+struct test_sha256 {
+	__u64 offset;
+	__u64 length;
+	__u8 digest[KMG_DIGEST_LEN];
+};
+
+SEC("syscall")
+int test_sha256(struct test_sha256 *args)
+{
+	__u32 zero = 0;
+	struct test_buffer *b = bpf_map_lookup_elem(&buffer, &zero);
+	struct kmg_sha256 *s = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (!b || !s)
+		return -EINVAL;
+	/* Through memory the address becomes a number: arithmetic on the pointer is refused. */
+	*(volatile __u64 *)s->chunk = (__u64)b;
+	return kmg_sha256(s, *(volatile __u64 *)s->chunk + args->offset, args->length, args->digest);
+}
+
+struct test_decide {
+	__u32 api;
+	__u32 origin;
+	__u32 verification;
+	struct kmg_decision now;
+	struct kmg_decision trusted;
+};
+
+SEC("syscall")
+int test_decide(struct test_decide *args)
+{
+	struct kmg_ruling ruling = {};
+
+	kmg_decide(args->api, args->origin, args->verification, &ruling);
+	args->now = ruling.now;
+	args->trusted = ruling.trusted;
+	return 0;
+}
+
+struct test_observe {
+	__u64 nanoseconds;
+};
+
+SEC("syscall")
+int test_observe(struct test_observe *args)
+{
+	kmg_observe(KMG_HISTOGRAM_HOLD, args->nanoseconds);
+	return 0;
+}

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the tests that run inside the guest: one agent for the whole run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from vm import lab
+
+
+@pytest.fixture(scope="session")
+def work() -> Path:
+    """A directory on tmpfs: not the pinned root."""
+    path = Path("/tmp/lab")
+    path.mkdir(exist_ok=True)
+    for module in lab.MODULES.glob("*.ko*"):
+        (path / module.name).write_bytes(module.read_bytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def session_agent() -> Iterator[lab.Agent]:
+    directory = Path("/tmp/agent")
+    directory.mkdir(exist_ok=True)
+    with lab.running(directory, lab.config(lab.ENFORCE)) as agent:
+        yield agent
+
+
+@pytest.fixture
+def agent(session_agent: lab.Agent) -> Iterator[lab.Agent]:
+    """The agent under ENFORCE, in the state that every test may count on."""
+    session_agent.mark()
+    yield session_agent
+    for name in ("kmgtest", "kmgneeds", "v4l2loopback", "dummy"):
+        lab.unload(name)
+    if session_agent.config_path.read_text() != lab.config(lab.ENFORCE):
+        session_agent.configure(lab.config(lab.ENFORCE))

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ENFORCE on a real kernel: every row of the policy table that a loader can reach."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vm import lab
+
+Load = Callable[[Path], lab.Loaded]
+
+
+def from_file(name: str) -> Load:
+    return lambda work: lab.finit(work / name)
+
+
+def from_memory(name: str) -> Load:
+    return lambda work: lab.init((work / name).read_bytes())
+
+
+def in_tree_tampered(work: Path) -> lab.Loaded:
+    path = work / "dummy-tampered.ko"
+    path.write_bytes(lab.flip_payload_byte(lab.in_tree("dummy").read_bytes()))
+    return lab.finit(path)
+
+
+def on_the_root(work: Path) -> lab.Loaded:
+    path = Path("/root/kmgtest.ko")
+    path.write_bytes((work / "kmgtest.unsigned.ko").read_bytes())
+    return lab.finit(path)
+
+
+def through_a_memfd(name: str) -> Load:
+    def load(work: Path) -> lab.Loaded:
+        fd = os.memfd_create("module")
+        os.write(fd, (work / name).read_bytes())
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        os.close(fd)  # a file open for writing cannot be loaded: ETXTBSY
+        try:
+            return lab.finit_fd(reader)
+        finally:
+            os.close(reader)
+
+    return load
+
+
+def garbage(_work: Path) -> lab.Loaded:
+    return lab.init(bytes(4096))
+
+
+# (what is tried, how, errno seen by the loader, verdict, reason, who decided, is the module then loaded)
+ROWS = [
+    ("in-tree by file", lambda _: lab.finit(lab.in_tree("dummy")), "ok", "allow", "trusted_signature", "kernel", "dummy"),
+    ("in-tree from memory", lambda _: lab.init(lab.in_tree("dummy").read_bytes()), "ok", "allow", "trusted_signature", "kernel", "dummy"),
+    ("operator, RSA", from_file("kmgtest.operator.ko"), "ok", "allow", "trusted_signature", "kmodgate", "kmgtest"),
+    ("operator, ECDSA", from_file("kmgtest.operator-ec.ko"), "ok", "allow", "trusted_signature", "kmodgate", "kmgtest"),
+    ("operator, by key id", from_file("kmgtest.operator-skid.ko"), "ok", "allow", "trusted_signature", "kmodgate", "kmgtest"),
+    ("operator from memory", from_memory("kmgtest.operator.ko"), "ok", "allow", "trusted_signature", "kmodgate", "kmgtest"),
+    ("operator in a memfd", through_a_memfd("kmgtest.operator.ko"), "ok", "allow", "trusted_signature", "kmodgate", "kmgtest"),
+    ("unsigned", from_file("kmgtest.unsigned.ko"), "EKEYREJECTED", "deny", "unsigned", "kmodgate", None),
+    ("unsigned from memory", from_memory("kmgtest.unsigned.ko"), "EKEYREJECTED", "deny", "unsigned", "kmodgate", None),
+    ("unsigned in a memfd", through_a_memfd("kmgtest.unsigned.ko"), "EKEYREJECTED", "deny", "unsigned", "kmodgate", None),
+    ("unsigned on the pinned root", on_the_root, "EKEYREJECTED", "deny", "unsigned", "kmodgate", None),
+    ("tampered", from_file("kmgtest.tampered.ko"), "EKEYREJECTED", "deny", "bad_signature", "kmodgate", None),
+    ("tampered from memory", from_memory("kmgtest.tampered.ko"), "EKEYREJECTED", "deny", "bad_signature", "kmodgate", None),
+    ("tampered in-tree", in_tree_tampered, "EKEYREJECTED", "deny", "bad_signature", "kernel", None),
+    ("stranger", from_file("kmgtest.stranger.ko"), "EKEYREJECTED", "deny", "untrusted_signer", "kmodgate", None),
+    ("malformed trailer", from_file("kmgtest.malformed.ko"), "EBADMSG", "deny", "malformed_signature", "kernel", None),
+    ("zeros", garbage, "EKEYREJECTED", "deny", "unsigned", "kmodgate", None),
+    (
+        "trusted, vermagic ignored",
+        lambda work: lab.finit(work / "kmgtest.operator.ko", lab.IGNORE_VERMAGIC),
+        "EKEYREJECTED", "deny", "unsigned", "kmodgate", None,
+    ),
+    (
+        "trusted, modversions ignored",
+        lambda work: lab.finit(work / "kmgtest.operator.ko", lab.IGNORE_MODVERSIONS),
+        "EKEYREJECTED", "deny", "unsigned", "kmodgate", None,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("load", "result", "verdict", "reason", "by", "module"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])  # fmt: skip
+def test_verdict(
+    agent: lab.Agent,
+    work: Path,
+    load: Load,
+    result: str,
+    verdict: str,
+    reason: str,
+    by: str,
+    module: str | None,
+) -> None:
+    before = lab.metrics()
+    outcome = load(work)
+    assert outcome.result == result
+    event = agent.next_event()
+    assert (event["verdict"], event["reason"], event["by"]) == (verdict, reason, by)
+    assert event["result"] == result
+    assert event["errno"] == (None if verdict == "allow" else result)
+    assert lab.is_loaded(module or "kmgtest") == (module is not None)
+    moved = lab.counted(lab.metrics(), verdict=verdict, reason=reason, by=by) - lab.counted(
+        before, verdict=verdict, reason=reason, by=by
+    )
+    assert moved == 1
+
+
+def test_every_attempt_is_counted_once(agent: lab.Agent, work: Path) -> None:
+    before = lab.metrics()
+    for _ in range(50):
+        lab.finit(work / "kmgtest.unsigned.ko")
+        lab.init(b"x" * 100)
+        lab.finit(work / "kmgtest.malformed.ko")
+    lab.finit(lab.in_tree("dummy"))
+    lab.finit(lab.in_tree("dummy"))  # EEXIST: allowed, and the kernel has it already
+    after = lab.metrics()
+    counted = lab.counted(after) - lab.counted(before)
+    attempts = after["kmodgate_module_load_attempts_total"] - before["kmodgate_module_load_attempts_total"]
+    misses = after["kmodgate_program_misses_total"] - before["kmodgate_program_misses_total"]
+    undecided = (
+        after["kmodgate_module_loads_undecided_total"] - before["kmodgate_module_loads_undecided_total"]
+    )
+    assert attempts == 152
+    assert counted + undecided + misses == attempts
+    assert misses == 0
+    agent.mark()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("kmgtest.unsigned.ko", "Key was rejected by service"),
+        ("kmgtest.stranger.ko", "Key was rejected by service"),
+    ],
+)
+def test_insmod_says_why(agent: lab.Agent, work: Path, module: str, message: str) -> None:
+    status, said = lab.insmod(work / module)
+    assert status == 1
+    assert said.endswith(message)
+    agent.mark()
+
+
+def test_the_real_driver_loads_signed_and_not_unsigned(agent: lab.Agent, work: Path) -> None:
+    subprocess.run(["modprobe", "videodev"], check=True)
+    agent.mark()
+    assert lab.finit(work / "v4l2loopback.unsigned.ko").result == "EKEYREJECTED"
+    assert not lab.is_loaded("v4l2loopback")
+    assert lab.finit(work / "v4l2loopback.operator.ko").ok
+    assert lab.is_loaded("v4l2loopback")
+    events = [agent.next_event(), agent.next_event()]
+    assert [event["reason"] for event in events] == ["unsigned", "trusted_signature"]
+    assert events[1]["module"] == "v4l2loopback"
+    assert events[1]["signer"]["subject"].startswith("CN=kmodgate test operator")
+
+
+def test_an_overlay_is_no_obstacle_to_a_trusted_signature(agent: lab.Agent, work: Path) -> None:
+    with lab.overlay(work / "overlay") as merged:
+        (merged / "good.ko").write_bytes((work / "kmgtest.operator.ko").read_bytes())
+        (merged / "bad.ko").write_bytes((work / "kmgtest.unsigned.ko").read_bytes())
+        agent.mark()
+        assert lab.finit(merged / "bad.ko").result == "EKEYREJECTED"
+        assert lab.finit(merged / "good.ko").ok
+        assert agent.next_event()["file_system"] == "overlay"
+        assert agent.next_event()["origin"] == "other_filesystem"
+
+
+def test_the_event_names_the_loader_and_the_file(agent: lab.Agent, work: Path) -> None:
+    lab.finit(work / "kmgtest.stranger.ko")
+    event = agent.next_event()
+    path = work / "kmgtest.stranger.ko"
+    assert event["path"] == str(path)
+    assert event["inode"] == path.stat().st_ino
+    assert event["size"] == path.stat().st_size
+    assert event["file_system"] == "tmpfs"
+    assert event["pid"] == os.getpid()
+    assert event["uid"] == 0
+    assert event["exe"] == str(Path("/proc/self/exe").readlink())
+    assert event["module"] == "kmgtest"
+    assert event["signer"]["issuer"].startswith("CN=kmodgate test stranger")
+    assert len(event["sha256"]) == 64
+
+
+def test_a_known_digest_is_decided_without_asking_again(agent: lab.Agent, work: Path) -> None:
+    assert lab.finit(work / "kmgtest.operator.ko").ok
+    lab.unload("kmgtest")
+    agent.mark()
+    os.kill(agent.pid, signal.SIGSTOP)
+    try:
+        time.sleep(4)  # until the programs take the agent for gone
+        assert lab.finit(work / "kmgtest.operator.ko").ok
+    finally:
+        os.kill(agent.pid, signal.SIGCONT)
+    assert agent.next_event()["hold_us"] == 0
+
+
+def test_without_the_agent_in_tree_loads_and_the_unknown_does_not(agent: lab.Agent, work: Path) -> None:
+    fresh = work / "fresh.ko"
+    data = (work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16)
+    fresh.write_bytes(data)
+    os.kill(agent.pid, signal.SIGSTOP)
+    try:
+        time.sleep(4)
+        assert lab.finit(lab.in_tree("dummy")).ok
+        outcome = lab.finit(fresh)
+        assert outcome.result == "EKEYREJECTED"
+    finally:
+        os.kill(agent.pid, signal.SIGCONT)
+    assert agent.next_event()["by"] == "kernel"
+    assert agent.next_event()["reason"] == "agent_unavailable"
+
+
+def test_many_loaders_at_once_of_one_file_all_get_a_verdict(agent: lab.Agent, work: Path) -> None:
+    fresh = work / "crowd.ko"
+    fresh.write_bytes((work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16))
+    before = lab.metrics()
+    results: list[str] = []
+    threads = [threading.Thread(target=lambda: results.append(lab.finit(fresh).result)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == ["EKEYREJECTED"] * 8
+    denied = lab.counted(lab.metrics(), verdict="deny") - lab.counted(before, verdict="deny")
+    assert denied == 8
+    agent.mark()
+
+
+def test_a_swapped_descriptor_gains_nothing(agent: lab.Agent, work: Path) -> None:
+    """The agent reads a trusted file while the kernel reads another one."""
+    bad = work / "swap.ko"
+    bad.write_bytes((work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16))
+    good = os.open(work / "kmgtest.operator.ko", os.O_RDONLY)
+    stop = threading.Event()
+    fd = os.open(bad, os.O_RDONLY)
+    keep = os.dup(fd)
+
+    def swap() -> None:
+        while not stop.is_set():
+            os.dup2(good, fd)
+            os.dup2(keep, fd)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        for _ in range(200):
+            if lab.finit_fd(fd).ok:  # the kernel itself was given the trusted file
+                lab.unload("kmgtest")
+    finally:
+        stop.set()
+        thread.join()
+        for descriptor in (fd, keep, good):
+            os.close(descriptor)
+    agent.mark()
+    inode, digest = bad.stat().st_ino, hashlib.sha256(bad.read_bytes()).hexdigest()
+    of_bad = [e for e in agent.events() if e["sha256"] == digest or e["inode"] == inode]
+    assert of_bad
+    assert {e["verdict"] for e in of_bad} == {"deny"}
