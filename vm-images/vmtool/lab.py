@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run in a guest that finds test modules and certificates under /share."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import artifacts
+from .runner import run
+
+
+def _to(descriptor: int) -> Callable[[bytes], None]:
+    def write(data: bytes) -> None:
+        with open(descriptor, "wb", closefd=False) as stream:
+            stream.write(data)
+
+    return write
+
+
+def run_in_guest(
+    command: Sequence[str],
+    *,
+    suite: str,
+    share: Path | None = None,
+    live: bool = False,
+    timeout: float = 900,
+    append: str = "",
+    smp: int = 2,
+) -> int:
+    """Run a command with the lab's files at /share; its exit status.
+
+    Args:
+        command: program and arguments.
+        suite: Debian suite of the kernel.
+        share: directory to use for /share, kept afterwards; None for a throw-away one.
+        live: pass the command's output on as it comes; False drops it.
+        timeout: seconds for the whole run.
+        append: kernel arguments.
+        smp: number of CPUs.
+
+    Raises:
+        VmDied: the machine ended without a status from the command.
+        VmToolError: it could not be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="kmodgate-lab-") as name:
+        root = share or Path(name)
+        for what, folder in (("testmodules", "modules"), ("certs", "certs")):
+            target = root / folder
+            shutil.copytree(artifacts.path(what, suite), target, dirs_exist_ok=True)
+            for key in target.glob("*.key"):
+                key.unlink()
+        return run(
+            command,
+            suite=suite,
+            share=root,
+            timeout=timeout,
+            append=append,
+            smp=smp,
+            stdout=_to(sys.stdout.fileno()) if live else None,
+            stderr=_to(sys.stderr.fileno()) if live else None,
+        ).status
