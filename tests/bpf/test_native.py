@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.vectors.decisions import cases
 
 from kmodgate import policy
 from kmodgate.hooks import abi, libbpf
 from kmodgate.model import Decision, EffectivePolicy, LoadFacts, Mode, Policy, Reason, Verdict, Verification
-from vectors.decisions import cases
 
 pytestmark = pytest.mark.bpf
 

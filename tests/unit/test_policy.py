@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from tests.vectors.decisions import Case, cases
 
 from kmodgate import policy
 from kmodgate.model import (
@@ -21,7 +22,6 @@ from kmodgate.model import (
     Verdict,
     Verification,
 )
-from vectors.decisions import Case, cases
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

@@ -17,15 +17,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from kmodgate.errors import ConfigError
 from kmodgate.model import CgroupMode, Policy
 
 from . import schema
 from .effective import refuse_any
-from .problems import ConfigProblems, from_pydantic
-from .schema import prune
+from .problems import ConfigProblems, report
 from .tree import KeyPath, Tree, read
 from .values import (
     LoadPinSetting,
@@ -38,7 +35,7 @@ from .values import (
 
 _T = TypeVar("_T")
 # Keys of a section that are no values of the config.
-_NOT_VALUES = {"trust", "logging", "node_pools", "name", "node_selector", "match_labels"}
+_NOT_VALUES = {"trust", "logging", "nodePools", "name", "nodeSelector", "matchLabels"}
 
 
 def parse(data: bytes, *, source: str, directory: Path = Path()) -> NodeConfig:
@@ -55,9 +52,9 @@ def parse(data: bytes, *, source: str, directory: Path = Path()) -> NodeConfig:
     """
     document = read(data, source=source)  # 1
     try:
-        model = schema.Document.model_validate(prune(document.data))  # 2
-    except ValidationError as error:
-        raise from_pydantic(error, document, source) from None
+        model = schema.Document.read(document.data)  # 2
+    except ValueError as error:
+        raise report(error, document, source) from None
     config = _Builder(document, source, directory).build(model)  # 3, 4
     refuse_any(config)  # 5
     return config
@@ -185,9 +182,8 @@ class _Builder:
         model = section.trust
         if model is None:
             return TrustOverrides()
-        for name in model.model_fields_set:
-            alias = str(schema.Trust.model_fields[name].alias)
-            origins[f"trust.{alias}"] = self.place((*path, "trust", alias))
+        for key in model.given:
+            origins[f"trust.{key}"] = self.place((*path, "trust", key))
         return TrustOverrides(
             kernel_keyrings=model.kernel_keyrings,
             certificates=self.joined(model.certificates),
@@ -200,9 +196,8 @@ class _Builder:
 
     def note(self, model: schema.Overridable, path: KeyPath, origins: dict[str, str]) -> None:
         """Write down where each key of a section stands."""
-        for name in model.model_fields_set - _NOT_VALUES:
-            alias = str(type(model).model_fields[name].alias)
-            origins[alias] = self.place((*path, alias))
+        for key in model.given.keys() - _NOT_VALUES:
+            origins[key] = self.place((*path, key))
 
     def place(self, path: KeyPath) -> str:
         return f"{self.source}:{self.tree.line(path)}"

@@ -1,30 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From pydantic's findings to one line each: file, line, what is wrong, the remedy. Pure."""
+"""From what is wrong in a file to one line each: file, line, what is wrong, the remedy. Pure."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from typing import Any
-
-from pydantic import ValidationError
+from collections.abc import Iterable, Sequence
 
 from kmodgate.errors import ConfigError
 
 from .scalars import shown
-from .schema import SECTIONS, keys
-from .tree import Data, KeyPath, Tree
+from .schema import keys, places
+from .section import Finding, MissingKeyError, UnknownKeyError, UnknownWordError, WrongInsideError
+from .tree import KeyPath, Tree
 
 # A file that is wrong all over is not worth a thousand lines.
 MAX_PROBLEMS = 20
-
-_KIND = {
-    "bool_type": "must be true or false",
-    "string_type": "must be text; put it in quotes",
-    "list_type": "must be a list; write each item on its own line after '- '",
-    "model_type": "must hold keys of its own; indent them below it",
-    "dict_type": "must hold keys of its own; indent them below it",
-}
 
 
 class ConfigProblems(ConfigError):  # noqa: N818  # it carries several errors
@@ -45,35 +34,24 @@ class ConfigProblems(ConfigError):  # noqa: N818  # it carries several errors
         self.args = ("\n".join(str(problem) for problem in ordered),)
 
 
-def from_pydantic(error: ValidationError, tree: Tree, source: str) -> ConfigProblems:
-    """Name the line and the remedy of each of pydantic's findings."""
-    found = error.errors(include_url=False, include_input=False)
-    found.sort(key=lambda item: tree.line(item["loc"]) or 0)
-    problems = []
-    for item in found[:MAX_PROBLEMS]:
-        path = item["loc"]
-        message = _message(item["type"], path, tree, item.get("ctx", {}), item["msg"])
-        problems.append(ConfigError(message, source=source, line=tree.line(path)))
-    return ConfigProblems(problems)
+def report(error: ValueError, tree: Tree, source: str) -> ConfigProblems:
+    """Name the line and the remedy of everything that reading the document found."""
+    found: list[Finding] = error.findings if isinstance(error, WrongInsideError) else [((), error)]
+    ordered = sorted(found, key=lambda finding: tree.line(finding[0]) or 0)
+    return ConfigProblems(
+        ConfigError(_message(path, inner), source=source, line=tree.line(path))
+        for path, inner in ordered[:MAX_PROBLEMS]
+    )
 
 
-def _message(kind: str, path: KeyPath, tree: Tree, context: dict[str, Any], fallback: str) -> str:
-    name = dotted(path)
-    if kind == "extra_forbidden":
+def _message(path: KeyPath, error: ValueError) -> str:
+    if isinstance(error, UnknownKeyError):
         return unknown_key(path)
-    if kind == "missing":
+    if isinstance(error, MissingKeyError):
         return f"{dotted(path[:-1])} has no {path[-1]}; add one"
-    if kind == "value_error":
-        return f"{name}: {context['error']}"
-    if kind == "enum":
-        return f"{name}: {_word(_value(tree.data, path), _allowed(str(context['expected'])))}"
-    if kind in _KIND:
-        return f"{name}: {_KIND[kind]}"
-    if kind == "string_pattern_mismatch":
-        return (
-            f"{name}: {shown(str(_value(tree.data, path)))} is no name; use letters, digits, '-', '_' and '.'"
-        )
-    return f"{name}: {' '.join(fallback.split())}; correct it"
+    if isinstance(error, UnknownWordError):
+        return f"{dotted(path)}: {_word(error.value, error.allowed)}"
+    return f"{dotted(path)}: {error}"
 
 
 def dotted(path: KeyPath) -> str:
@@ -89,18 +67,19 @@ def unknown_key(path: KeyPath) -> str:
     """What to write instead of an unknown key: its neighbour in spelling, or its real place."""
     key = str(path[-1])
     section = tuple(part for part in path[:-1] if isinstance(part, str))
-    known = keys(SECTIONS[section][0])
+    sections = dict(places())
+    model = sections[section]
+    known = keys(model)
     where = f" in {dotted(path[:-1])}" if section else ""
     message = f"unknown key {shown(key)}{where}"
-    places = [at for at, (model, _) in SECTIONS.items() if key in keys(model)]
-    if places:
-        place = min(places, key=lambda at: ("nodePools" in at, -_shared(at, section), len(at)))
-        return f"{message}; it belongs under {dotted(place)}"
-    close = difflib.get_close_matches(key[:60], [*known, *sorted(SECTIONS[section][1])], n=1)
-    if not close:
-        lower = {candidate.lower(): candidate for candidate in known}
-        close = [lower[key.lower()]] if key.lower() in lower else []
-    return f"{message}; did you mean {close[0]}?" if close else f"{message}; allowed here: {', '.join(known)}"
+    homes = [at for at, other in sections.items() if key in keys(other)]
+    if homes:
+        home = min(homes, key=lambda at: ("nodePools" in at, -_shared(at, section), len(at)))
+        return f"{message}; it belongs under {dotted(home)}"
+    close = _closest(key, [*known, *sorted(model.skipped)], cutoff=0.6)
+    if close is None:
+        close = {candidate.lower(): candidate for candidate in known}.get(key.lower())
+    return f"{message}; did you mean {close}?" if close else f"{message}; allowed here: {', '.join(known)}"
 
 
 def _shared(left: tuple[str, ...], right: tuple[str, ...]) -> int:
@@ -113,29 +92,19 @@ def _shared(left: tuple[str, ...], right: tuple[str, ...]) -> int:
     return count
 
 
-def _allowed(expected: str) -> list[str]:
-    """Pydantic's ``'a', 'b' or 'c'`` as a list."""
-    return [part.strip().strip("'") for part in expected.replace(" or ", ", ").split(",")]
-
-
-def _word(value: Data, allowed: list[str]) -> str:
+def _word(value: object, allowed: Sequence[str]) -> str:
     words = f"write one of: {', '.join(allowed)}"
     if not isinstance(value, str):
         shape = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
         return f"must be a word, not {shape.get(type(value), 'nothing')}; {words}"
     by_case = {word.upper(): word for word in allowed}
-    close = difflib.get_close_matches(value.upper()[:60], by_case, n=1, cutoff=0.7)
-    hint = f", did you mean {by_case[close[0]]}?" if close else ""
+    close = _closest(value.upper(), list(by_case), cutoff=0.7)
+    hint = f", did you mean {by_case[close]}?" if close else ""
     return f"{shown(value)} is not known{hint}; {words}"
 
 
-def _value(data: Data, path: KeyPath) -> Data:
-    """The value at a path that pydantic named."""
-    for part in path:
-        if isinstance(data, dict) and part in data:
-            data = data[str(part)]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
-            return None
-    return data
+def _closest(word: str, candidates: list[str], *, cutoff: float) -> str | None:
+    """The candidate that is spelt most like ``word``, or None when none is."""
+    from difflib import get_close_matches  # noqa: PLC0415  # only a file that is wrong needs it
+
+    return next(iter(get_close_matches(word[:60], candidates, n=1, cutoff=cutoff)), None)

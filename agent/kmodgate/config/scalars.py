@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from fractions import Fraction
 from pathlib import Path
 
 from .values import NANOSECONDS, ListenAddress, LoadPinSetting
@@ -20,8 +19,9 @@ MAX_HOLD_TIMEOUT_NS = 5 * NANOSECONDS
 MAX_MODULE_SIZE = 256 << 20
 MIN_MODULE_SIZE = 1 << 20
 
+_BILLION = 10**9
 _UNIT_NS = {"ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": NANOSECONDS, "m": 60 * NANOSECONDS}
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ns|us|µs|ms|s|m)", re.ASCII)
+_DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,9}))?(ns|us|µs|ms|s|m)", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|Ki|MiB|Mi|GiB|Gi|B)?", re.ASCII)
 _SIZE_SHIFT = {"B": 0, "KiB": 10, "Ki": 10, "MiB": 20, "Mi": 20, "GiB": 30, "Gi": 30}
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", re.ASCII)
@@ -39,16 +39,17 @@ def hold_timeout(value: object) -> int:
     if value in (0, "0") and not isinstance(value, bool):
         return 0
     if not isinstance(value, str):
-        raise ValueError(f"must be a duration; {remedy}")  # noqa: TRY004  # pydantic takes ValueError
-    total, position = Fraction(0), 0
+        raise ValueError(f"must be a duration; {remedy}")  # noqa: TRY004  # see the module
+    # In billionths of a nanosecond, to be exact: up to nine digits follow the point.
+    total, position = 0, 0
     while match := _DURATION.match(value, position):
-        total += Fraction(match[1]) * _UNIT_NS[match[2]]
+        total += int(match[1] + (match[2] or "").ljust(9, "0")) * _UNIT_NS[match[3]]
         position = match.end()
     if position == 0 or position != len(value):
         raise ValueError(f"{shown(value)} is no duration; {remedy}")
-    if total > MAX_HOLD_TIMEOUT_NS:
+    if total > MAX_HOLD_TIMEOUT_NS * _BILLION:
         raise ValueError(f"{shown(value)} is too long: a load may wait 5s at most; {remedy}")
-    return int(total)
+    return total // _BILLION
 
 
 def module_size(value: object) -> int:
@@ -56,7 +57,7 @@ def module_size(value: object) -> int:
     remedy = 'write it like "64MiB"'
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str):
-        raise ValueError(f"must be a size; {remedy}")  # noqa: TRY004  # pydantic takes ValueError
+        raise ValueError(f"must be a size; {remedy}")  # noqa: TRY004  # see the module
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{shown(text)} is no size; {remedy} (B, KiB, MiB, GiB)")
@@ -70,7 +71,7 @@ def listen(value: object) -> ListenAddress:
     """``host:port``, with an IPv6 address in brackets."""
     remedy = 'write it like "127.0.0.1:9464" or "[::1]:9464"'
     if not isinstance(value, str):
-        raise ValueError(f"must be host:port; {remedy}")  # noqa: TRY004  # pydantic takes ValueError
+        raise ValueError(f"must be host:port; {remedy}")  # noqa: TRY004  # see the module
     match = _ADDRESS.fullmatch(value)
     if match is None:
         raise ValueError(f"{shown(value)} is not host:port; {remedy}")
@@ -131,7 +132,7 @@ def label_key(key: str) -> str:
 def label_value(value: object) -> str:
     """A Kubernetes label value: a string of up to 63 characters, maybe empty."""
     if not isinstance(value, str):
-        raise ValueError("must be a string, as label values are; put it in quotes")  # noqa: TRY004  # pydantic takes ValueError
+        raise ValueError("must be a string, as label values are; put it in quotes")  # noqa: TRY004  # see the module
     if value and not _LABEL_PART.fullmatch(value):
         raise ValueError(
             f"{shown(value)} is no Kubernetes label value; write up to 63 letters, digits, '-', '_' or '.'"

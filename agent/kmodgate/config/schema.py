@@ -1,103 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a node config file, as pydantic models. Pure.
+"""The shape of a node config file, as tables of keys. Pure.
 
-The models know keys and types. Lines, messages and what the values mean together are
-the business of ``parse`` and ``checks``.
+The tables know keys and types. Lines, messages and what the values mean together are
+the business of ``parse``, ``problems`` and ``checks``.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
-from pydantic.alias_generators import to_camel
+import re
+from collections.abc import Iterator
 
 from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
 from . import gke, scalars
-from .values import BackendChoice, ListenAddress, LoadPinSetting, LogLevel
+from .section import Key, RequiredKey, Section, flag, list_of, section, sections, word
+from .values import BackendChoice, LoadPinSetting, LogLevel
 
-_T = TypeVar("_T")
-# Strict models take an enum's member only; a file can hold nothing but its word.
-Word = Annotated[_T, Field(strict=False)]
-FilePath = Annotated[Path, PlainValidator(scalars.path)]
-Paths = Annotated[list[FilePath], Field(max_length=1000)]
-HoldTimeout = Annotated[int, PlainValidator(scalars.hold_timeout)]
-ModuleSize = Annotated[int, PlainValidator(scalars.module_size)]
-Listen = Annotated[ListenAddress, PlainValidator(scalars.listen)]
+MAX_PATHS = 1000
 MAX_POOLS = 200
 MAX_LABELS = 50
 
-
-class Section(BaseModel):
-    """A mapping whose keys are all known. Values of the wrong type are not converted."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        alias_generator=to_camel,
-        arbitrary_types_allowed=True,
-        hide_input_in_errors=True,
-    )
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_paths = list_of(scalars.path, MAX_PATHS)
+_load_pin_word = word(LoadPinSetting)
 
 
-def _is_set(value: object) -> object:
-    if value is None:
-        raise ValueError("has no value; write one or remove the key")
+def _load_pin(value: object) -> LoadPinSetting:
+    return _load_pin_word(scalars.load_pin(value))
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text; put it in quotes")  # noqa: TRY004  # readers raise ValueError
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{scalars.shown(value)} is no name; use up to 63 letters, digits, '-', '_' and '.', "
+            "a letter or digit first"
+        )
     return value
-
-
-# Every key may be left out, none may be left empty: a forgotten value is not a choice.
-Given = BeforeValidator(_is_set)
-
-
-class ModuleLoading(Section):
-    """GKE's ``nodeKernelModuleLoading``."""
-
-    policy: Annotated[Word[Policy] | None, Given] = None
-
-
-class LinuxNodeConfig(Section):
-    """GKE's ``linuxNodeConfig``, without the keys that are skipped by name."""
-
-    kernel_module_loading: Annotated[ModuleLoading | None, Given] = None
-    node_kernel_module_loading: Annotated[ModuleLoading | None, Given] = None
-    cgroup_mode: Annotated[Word[CgroupMode] | None, Given] = None
-
-
-class GkeNodeConfig(Section):
-    """GKE's ``NodeConfig``: what ``describe`` prints under ``config``."""
-
-    linux_node_config: Annotated[LinuxNodeConfig | None, Given] = None
-    linux_config: Annotated[LinuxNodeConfig | None, Given] = None
-
-
-class Trust(Section):
-    """``kmodgate.trust``."""
-
-    kernel_keyrings: Annotated[bool | None, Given] = None
-    certificates: Annotated[Paths | None, Given] = None
-    require_validity: Annotated[bool | None, Given] = None
-    revoked: Annotated[Paths | None, Given] = None
-
-
-class Logging(Section):
-    """``kmodgate.logging``."""
-
-    level: Annotated[Word[LogLevel] | None, Given] = None
-
-
-class Overridable(Section):
-    """The keys that stand under ``kmodgate`` and in a node pool alike."""
-
-    mode: Annotated[Word[Mode] | None, Given] = None
-    failure_policy: Annotated[Word[FailurePolicy] | None, Given] = None
-    node_type: Annotated[Word[NodeType] | None, Given] = None
-    load_pin: Annotated[Word[LoadPinSetting] | None, BeforeValidator(scalars.load_pin), Given] = None
-    pinned_root_exempt: Annotated[bool | None, Given] = None
-    trust: Annotated[Trust | None, Given] = None
 
 
 def _labels(value: object) -> dict[str, str]:
@@ -116,24 +56,68 @@ def _labels(value: object) -> dict[str, str]:
     return labels
 
 
-Labels = Annotated[dict[str, str], PlainValidator(_labels)]
-Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+class ModuleLoading(Section):
+    """GKE's ``nodeKernelModuleLoading``."""
+
+    policy = Key("policy", word(Policy))
+
+
+class LinuxNodeConfig(Section):
+    """GKE's ``linuxNodeConfig``."""
+
+    skipped = gke.LINUX_NODE_CONFIG
+    kernel_module_loading = section("kernelModuleLoading", ModuleLoading)
+    node_kernel_module_loading = section("nodeKernelModuleLoading", ModuleLoading)
+    cgroup_mode = Key("cgroupMode", word(CgroupMode))
+
+
+class GkeNodeConfig(Section):
+    """GKE's ``NodeConfig``: what ``describe`` prints under ``config``."""
+
+    skipped = gke.NODE_CONFIG
+    linux_node_config = section("linuxNodeConfig", LinuxNodeConfig)
+    linux_config = section("linuxConfig", LinuxNodeConfig)
+
+
+class Trust(Section):
+    """``kmodgate.trust``."""
+
+    kernel_keyrings = Key("kernelKeyrings", flag)
+    certificates = Key("certificates", _paths)
+    require_validity = Key("requireValidity", flag)
+    revoked = Key("revoked", _paths)
+
+
+class Logging(Section):
+    """``kmodgate.logging``."""
+
+    level = Key("level", word(LogLevel))
+
+
+class Overridable(Section):
+    """The keys that stand under ``kmodgate`` and in a node pool alike."""
+
+    mode = Key("mode", word(Mode))
+    failure_policy = Key("failurePolicy", word(FailurePolicy))
+    node_type = Key("nodeType", word(NodeType))
+    load_pin = Key("loadPin", _load_pin)
+    pinned_root_exempt = Key("pinnedRootExempt", flag)
+    trust = section("trust", Trust)
 
 
 class Pool(Overridable):
     """One entry of ``kmodgate.nodePools``."""
 
-    name: Annotated[Name, Given]
-    node_selector: Annotated[Labels | None, Given] = None
-    match_labels: Annotated[Labels | None, Given] = None
-    policy: Annotated[Word[Policy] | None, Given] = None
-    cgroup_mode: Annotated[Word[CgroupMode] | None, Given] = None
+    name = RequiredKey("name", _name)
+    node_selector = Key("nodeSelector", _labels)
+    match_labels = Key("matchLabels", _labels)
+    policy = Key("policy", word(Policy))
+    cgroup_mode = Key("cgroupMode", word(CgroupMode))
 
-    @model_validator(mode="after")
-    def _one_selector(self) -> Self:
+    def check(self) -> None:
+        """Exactly one selector."""
         if (self.node_selector is None) == (self.match_labels is None):
             raise ValueError("needs nodeSelector (or matchLabels, the same thing), and only one of them")
-        return self
 
     @property
     def labels(self) -> dict[str, str]:
@@ -144,49 +128,34 @@ class Pool(Overridable):
 class Kmodgate(Overridable):
     """``kmodgate:``."""
 
-    hold_timeout: Annotated[HoldTimeout | None, Given] = None
-    max_module_size: Annotated[ModuleSize | None, Given] = None
-    listen: Annotated[Listen | None, Given] = None
-    logging: Annotated[Logging | None, Given] = None
-    backend: Annotated[Word[BackendChoice] | None, Given] = None
-    node_pools: Annotated[list[Pool] | None, Field(max_length=MAX_POOLS), Given] = None
+    hold_timeout = Key("holdTimeout", scalars.hold_timeout)
+    max_module_size = Key("maxModuleSize", scalars.module_size)
+    listen = Key("listen", scalars.listen)
+    logging = section("logging", Logging)
+    backend = Key("backend", word(BackendChoice))
+    node_pools = sections("nodePools", Pool, MAX_POOLS)
 
 
 class Document(Section):
     """The whole file."""
 
-    config: Annotated[GkeNodeConfig | None, Given] = None
-    linux_node_config: Annotated[LinuxNodeConfig | None, Given] = None
-    linux_config: Annotated[LinuxNodeConfig | None, Given] = None
-    kmodgate: Annotated[Kmodgate | None, Given] = None
-
-
-# Path of a section (list positions left out) -> its model and the GKE keys skipped there.
-_NOTHING: frozenset[str] = frozenset()
-SECTIONS: dict[tuple[str, ...], tuple[type[Section], frozenset[str]]] = {
-    (): (Document, gke.NODE_POOL | gke.NODE_CONFIG),
-    ("config",): (GkeNodeConfig, gke.NODE_CONFIG),
-    ("kmodgate",): (Kmodgate, _NOTHING),
-    ("kmodgate", "trust"): (Trust, _NOTHING),
-    ("kmodgate", "logging"): (Logging, _NOTHING),
-    ("kmodgate", "nodePools"): (Pool, _NOTHING),
-    ("kmodgate", "nodePools", "trust"): (Trust, _NOTHING),
-}
-for _around in ((), ("config",)):
-    for _linux in ("linuxNodeConfig", "linuxConfig"):
-        SECTIONS[*_around, _linux] = (LinuxNodeConfig, gke.LINUX_NODE_CONFIG)
-        for _loading in ("kernelModuleLoading", "nodeKernelModuleLoading"):
-            SECTIONS[*_around, _linux, _loading] = (ModuleLoading, _NOTHING)
+    skipped = gke.NODE_POOL | gke.NODE_CONFIG
+    config = section("config", GkeNodeConfig)
+    linux_node_config = section("linuxNodeConfig", LinuxNodeConfig)
+    linux_config = section("linuxConfig", LinuxNodeConfig)
+    kmodgate = section("kmodgate", Kmodgate)
 
 
 def keys(model: type[Section]) -> list[str]:
     """The keys of a section, as they stand in the file."""
-    return [str(info.alias) for info in model.model_fields.values()]
+    return list(model.known)
 
 
-def prune(data: Any, section: tuple[str, ...] = ()) -> Any:
-    """``data`` without the GKE keys that are skipped by name."""
-    if not isinstance(data, dict) or section not in SECTIONS:
-        return data
-    skipped = SECTIONS[section][1]
-    return {key: prune(value, (*section, key)) for key, value in data.items() if key not in skipped}
+def places(
+    model: type[Section] = Document, at: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], type[Section]]]:
+    """The path of every section, list positions left out, and its table."""
+    yield at, model
+    for key in model.known.values():
+        if key.section is not None:
+            yield from places(key.section, (*at, key.name))

@@ -72,7 +72,7 @@ def test_every_key_of_a_denial(denial: LoadEvent) -> None:
         "origin": "other_filesystem",
         "result": "EKEYREJECTED",
         "module": "evil",
-        "path": "/tmp/evil.ko",  # noqa: S108  # a name in a record
+        "path": "/tmp/evil.ko",  # a name in a record
         "path_truncated": False,
         "file_system": "tmpfs",
         "device": "0:42",

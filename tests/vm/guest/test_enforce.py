@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from vm import lab
+from tests.vm import lab
 
 Load = Callable[[Path], lab.Loaded]
 

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from vm import lab
+from tests.vm import lab
 
 
 def test_loadpin_decides_by_file_system(agent: lab.Agent, work: Path) -> None:
@@ -97,6 +96,7 @@ def test_audit_lets_in_and_says_what_enforcing_would_do(agent: lab.Agent, work: 
 def test_a_policy_flips_under_loads_and_each_load_sees_one_policy_whole(agent: lab.Agent, work: Path) -> None:
     """Unsigned from tmpfs: EKEYREJECTED by ENFORCE, EPERM by LoadPin, never anything else."""
     results: dict[str, int] = {}
+    earlier = len(agent.events())
     stop = threading.Event()
 
     def load() -> None:
