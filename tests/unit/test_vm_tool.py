@@ -262,3 +262,21 @@ def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "--help"])
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 4
+
+
+def test_options_after_the_command_are_the_commands_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def fake(command: tuple[str, ...], options: runner.Options, **_sinks: object) -> runner.Completed:
+        seen.append(command)
+        assert options.append == "lsm=yama"
+        return runner.Completed(3, b"", b"", tmp_path)
+
+    monkeypatch.setattr(runner, "run", fake)
+    invoke = CliRunner().invoke
+    assert invoke(cli, ["run", "--append", "lsm=yama", "uname", "-a", "--memory"]).exit_code == 3
+    assert invoke(cli, ["run", "--append", "lsm=yama", "--", "ls", "--", "-x"]).exit_code == 3
+    assert seen == [("uname", "-a", "--memory"), ("ls", "--", "-x")]
+    assert invoke(cli, ["run", "--bogus", "--", "ls"]).exit_code == 2

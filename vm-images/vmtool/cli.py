@@ -75,7 +75,7 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @kernel_option
 @click.option("--refresh", is_flag=True, help="Ask the mirror for newer packages.")
 def build(suite: str, *, refresh: bool) -> None:
@@ -85,7 +85,8 @@ def build(suite: str, *, refresh: bool) -> None:
         click.echo(f"{name:12} {path}")
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
+# What follows COMMAND is the command's own, options too.
+@cli.command(context_settings={**_HELP, "allow_interspersed_args": False})
 @machine_options
 @click.option(
     "--timeout",
@@ -99,7 +100,7 @@ def build(suite: str, *, refresh: bool) -> None:
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], timeout: float, env: tuple[str, ...], **options: object) -> NoReturn:
-    r"""Run COMMAND as root in a fresh guest; exit with its status.
+    """Run COMMAND as root in a fresh guest; exit with its status.
 
     Standard output and standard error arrive apart and as they are written. In the guest:
     kmodgate is on PATH, the project is at /src (read-only), the test modules at /testmodules, the
@@ -115,7 +116,7 @@ def run(command: tuple[str, ...], timeout: float, env: tuple[str, ...], **option
       vm run -- kmodgate doctor
       vm run --share /tmp/x --append lsm=lockdown,yama -- sh -c 'cat /sys/kernel/security/lsm'
       vm run --kernel trixie -- python3 -m pytest /src/tests/vm
-    """
+    """  # noqa: D301  # \\b is click's mark for "leave these lines as they are"
     pairs = dict(item.partition("=")[::2] for item in env)
     chosen = runner.Options(timeout=timeout, env=pairs, **options)  # type: ignore[arg-type]
     try:
@@ -140,14 +141,14 @@ def _writer(descriptor: int) -> Callable[[bytes], None]:
     return write
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @machine_options
 def shell(**options: object) -> NoReturn:
     """A root shell in a fresh guest, on this terminal. Leave it with `exit`."""
     sys.exit(runner.shell(runner.Options(**options)))  # type: ignore[arg-type]
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.argument("what", type=click.Choice(artifacts.NAMES))
 @kernel_option
 def path(what: str, suite: str) -> None:
@@ -155,7 +156,7 @@ def path(what: str, suite: str) -> None:
     click.echo(artifacts.path(what, suite))
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.option(
     "--days", type=click.IntRange(0), default=7, show_default=True, help="Keep what was used since."
 )
@@ -165,7 +166,7 @@ def prune(days: int) -> None:
         click.echo(name)
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 def deps() -> None:
     """Print the Debian packages that this tool needs: apt-get install $(vm-images/vm deps)."""
     click.echo(" ".join(host.packages()))
