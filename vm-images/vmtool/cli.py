@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -120,9 +121,7 @@ def run(command: tuple[str, ...], timeout: float, env: tuple[str, ...], **option
     pairs = dict(item.partition("=")[::2] for item in env)
     chosen = runner.Options(timeout=timeout, env=pairs, **options)  # type: ignore[arg-type]
     try:
-        done = runner.run(
-            command, chosen, stdout=_writer(sys.stdout.fileno()), stderr=_writer(sys.stderr.fileno())
-        )
+        done = runner.run(command, chosen, stdout=_writer(1), stderr=_writer(2))
     except VmDied as error:
         click.echo(f"{error.tail}\nvm: the machine died: {error}", err=True)
         sys.exit(EXIT_VM_DIED)
@@ -186,6 +185,9 @@ def main() -> NoReturn:
         cli(prog_name="vm", standalone_mode=True)
     except VmToolError as error:
         click.echo(f"vm: error: {error}", err=True)
+    except BrokenPipeError:  # the reader of our output left (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
     except ModuleNotFoundError as error:
         package = f"python3-{error.name or ''}".replace("_", "-")
         click.echo(f"vm: error: no Python module {error.name!r}. Type: apt-get install {package}", err=True)
