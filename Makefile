@@ -20,6 +20,7 @@ BPF_HEADERS := $(wildcard bpf/*.h)
 BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
+VM := $(BIN)/python vm-images/vm
 
 .PHONY: help
 help: ## Show this list
@@ -61,7 +62,7 @@ bpf: $(BPF_OBJECT) ## Compile the BPF programs
 
 .PHONY: vm
 vm: $(STAMP) ## Build the virtual machine's kernel, disk and test modules (root)
-	$(BIN)/python vm-images/vm build --kernel $(KERNEL)
+	$(VM) build --kernel $(KERNEL)
 
 .PHONY: demo
 demo: setup vm $(BPF_OBJECT) ## The main job in a VM: trusted modules load, others are refused, and why
@@ -89,22 +90,30 @@ format: $(STAMP) ## Format the sources
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
-	$(BIN)/pytest -m 'not vm and not bpf'
+	$(BIN)/pytest -q -m 'not vm and not bpf' tests/unit --ignore tests/unit/signature/test_real_modules.py
+
+.PHONY: test-modules
+test-modules: $(STAMP) vm ## Verify every module of Debian's kernel package, and refuse each with a byte flipped
+	KMODGATE_TEST_MODULES_LIMIT=100000 \
+	KMODGATE_TEST_MODULES=$$($(VM) path modules --kernel $(KERNEL)) \
+	KMODGATE_TEST_KERNEL_CERT=$$($(VM) path certs --kernel $(KERNEL))/kernel.pem \
+		$(BIN)/pytest -q tests/unit/signature/test_real_modules.py
 
 .PHONY: test-bpf
 test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)
-	$(BIN)/pytest -m bpf
+	$(BIN)/pytest -q -m bpf tests/bpf
 
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
-	$(BIN)/pytest -m vm
+	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
 
 .PHONY: test
-test: setup lint vm test-fast test-bpf test-vm ## All set-up and every test
+test: setup lint test-fast test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
 bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
-	$(BIN)/python tests/bench/run.py
+	$(BIN)/python tests/bench/bench_verify.py $$($(VM) path modules --kernel $(KERNEL)) \
+		$$($(VM) path certs --kernel $(KERNEL))/kernel.pem
 
 .PHONY: wheel
 wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
@@ -116,4 +125,4 @@ docs: $(STAMP) ## Write the generated documentation anew
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)
-	rm -rf build dist $(BPF_OBJECT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT).new .pytest_cache .mypy_cache .ruff_cache .hypothesis
