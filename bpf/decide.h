@@ -40,6 +40,15 @@ static __always_inline __u32 kmg_table_index(__u32 api, __u32 origin, __u32 veri
 	return (api * KMG_ORIGIN_COUNT + origin) * KMG_VERIFICATION_SLOTS + verification;
 }
 
+/*
+ * What a hook returns for a decision. The mask bounds it for the verifier, which since 6.12
+ * takes nothing below -MAX_ERRNO from an LSM program.
+ */
+static __always_inline int kmg_hook_result(const struct kmg_decision *decision)
+{
+	return decision->verdict == KMG_VERDICT_DENY ? -(int)(decision->error & 0xfff) : 0;
+}
+
 /* What one generation of the table says of a load now, and what it would say if trusted. */
 struct kmg_ruling {
 	struct kmg_decision now;

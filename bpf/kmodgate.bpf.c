@@ -53,7 +53,7 @@ static __always_inline int kmg_without_state(enum kmg_api api, enum kmg_origin o
 
 	kmg_decide(api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
 	kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE, 1);
-	return ruling.now.verdict == KMG_VERDICT_DENY ? -(int)ruling.now.error : 0;
+	return kmg_hook_result(&ruling.now);
 }
 
 static __always_inline bool kmg_reads_module(enum kernel_read_file_id id)

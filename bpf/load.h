@@ -93,7 +93,7 @@ static __always_inline int kmg_load_decide(struct kmg_load *load, struct kmg_dec
 	if (!load->probe)
 		kmg_count(decision->verdict, decision->reason, load->event.api, KMG_BY_KMODGATE, 1);
 	load->decided = 1;
-	return decision->verdict == KMG_VERDICT_DENY ? -(int)decision->error : 0;
+	return kmg_hook_result(decision);
 }
 
 #endif /* KMODGATE_LOAD_H */

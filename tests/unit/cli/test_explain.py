@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kmodgate explain``: verdict, facts, what would change it, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.vectors.generate import MODINFO, Identity, append, make_elf, make_identity, openssl_cms
+
+from kmodgate.cli import main
+from kmodgate.cli.explain import command
+
+
+@pytest.fixture(scope="module")
+def operator() -> Identity:
+    return make_identity("operator")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, operator: Identity) -> Path:
+    elf = make_elf(MODINFO)
+    (tmp_path / "signed.ko").write_bytes(append(elf, openssl_cms(elf, operator)))
+    (tmp_path / "unsigned.ko").write_bytes(elf)
+    (tmp_path / "operator.pem").write_bytes(operator.pem)
+    write_config(tmp_path, "ENFORCE_SIGNED_MODULES")
+    return tmp_path
+
+
+def write_config(directory: Path, policy: str, ours: str = "") -> None:
+    (directory / "node.yaml").write_text(
+        f"linuxNodeConfig:\n  kernelModuleLoading:\n    policy: {policy}\n"
+        f"kmodgate:\n  trust:\n    certificates: [operator.pem]\n{ours}"
+    )
+
+
+def explain(lab: Path, name: str, *options: str) -> tuple[int, dict[str, object]]:
+    arguments = [str(lab / name), "--config", str(lab / "node.yaml"), "--output", "json", *options]
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    assert result.exception is None, result.exception
+    return result.return_value, json.loads(result.stdout)
+
+
+def test_a_trusted_module_may_load_from_anywhere(lab: Path) -> None:
+    for place in ("pinned-root", "other", "memory"):
+        status, said = explain(lab, "signed.ko", "--from", place)
+        assert status == 0
+        assert (said["verdict"], said["reason"], said["errno"]) == ("allow", "trusted_signature", None)
+
+
+def test_an_unsigned_module_is_refused_and_the_remedy_named(lab: Path) -> None:
+    status, said = explain(lab, "unsigned.ko", "--from", "other")
+    assert status == 1
+    assert (said["verdict"], said["reason"], said["errno"]) == ("deny", "unsigned", "EKEYREJECTED")
+    assert said["would_change"] == ["signing the module with a trusted key"]
+
+
+def test_loadpin_looks_at_the_place_and_enforce_would_let_it_in(lab: Path) -> None:
+    write_config(lab, "DO_NOT_ENFORCE_SIGNED_MODULES")
+    status, said = explain(lab, "signed.ko", "--from", "other")
+    assert (status, said["verdict"], said["reason"], said["errno"]) == (
+        1,
+        "deny",
+        "outside_pinned_root",
+        "EPERM",
+    )
+    changes = said["would_change"]
+    assert isinstance(changes, list)
+    assert any("ENFORCE_SIGNED_MODULES" in change for change in changes)
+    assert explain(lab, "unsigned.ko", "--from", "pinned-root")[0] == 0
+    assert explain(lab, "unsigned.ko", "--from", "memory")[1]["reason"] == "no_file"
+
+
+def test_audit_is_not_an_allow(lab: Path) -> None:
+    write_config(lab, "ENFORCE_SIGNED_MODULES", "  mode: audit\n")
+    status, said = explain(lab, "unsigned.ko", "--from", "other")
+    assert (status, said["verdict"], said["errno"]) == (1, "would_deny", "EKEYREJECTED")
+
+
+def test_certificates_of_the_kernel_can_be_named(lab: Path, operator: Identity) -> None:
+    (lab / "kernel.pem").write_bytes(operator.pem)
+    other = make_identity("other")
+    (lab / "operator.pem").write_bytes(other.pem)
+    assert explain(lab, "signed.ko", "--from", "other")[1]["reason"] == "untrusted_signer"
+    status, said = explain(lab, "signed.ko", "--from", "other", "--kernel-trust", str(lab / "kernel.pem"))
+    assert (status, said["reason"]) == (0, "trusted_signature")
+
+
+def test_text_reads_well(lab: Path) -> None:
+    arguments = [str(lab / "unsigned.ko"), "--config", str(lab / "node.yaml"), "--from", "other"]
+    result = CliRunner().invoke(command, arguments, standalone_mode=False)
+    assert result.stdout.splitlines()[0].endswith("unsigned.ko: deny (unsigned, errno EKEYREJECTED)")
+    assert "changes by signing the module with a trusted key" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "place"),
+    [
+        ("missing.ko", None, "missing.ko"),
+        (".", None, "is a directory"),
+        ("signed.ko", "nonsense: 1\n", "node.yaml:1"),
+        ("signed.ko", "linuxNodeConfig: [\n", "node.yaml:"),
+        ("signed.ko", "linuxNodeConfig: {kernelModuleLoading: {policy: MAYBE}}\n", "POLICY_UNSPECIFIED"),
+        (
+            "signed.ko",
+            (
+                "linuxNodeConfig:\n  cgroupMode: CGROUP_MODE_V1\n"
+                "  kernelModuleLoading: {policy: ENFORCE_SIGNED_MODULES}\n"
+            ),
+            "cgroup v2",
+        ),
+        ("signed.ko", "kmodgate: {trust: {certificates: [/nowhere.pem]}}\n", "/nowhere.pem"),
+        ("signed.ko", "kmodgate: {trust: {certificates: [signed.ko]}}\n", "signed.ko"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_place(
+    lab: Path, capsys: pytest.CaptureFixture[str], name: str, config: str | None, place: str
+) -> None:
+    if config is not None:
+        (lab / "node.yaml").write_text(config)
+    with pytest.raises(SystemExit) as ended:
+        main(["explain", str(lab / name), "--config", str(lab / "node.yaml")])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert place in said
+    assert len(said.strip().splitlines()) == 1
