@@ -96,30 +96,41 @@ struct kmg_wait {
 	__u32 over;
 };
 
+/*
+ * One look. Writes only when it ends the wait: the verifier follows a callback until its state
+ * no longer changes, and a turn that changes nothing is followed once.
+ */
 static long kmg_wait_turn(__u32 turn, struct kmg_wait *wait)
 {
 	struct kmg_load *load = wait->load;
 	/* Before the look-up by digest: the agent stores the answer first, then "done". */
 	bool done_with = bpf_map_lookup_elem(&done, &load->event.question);
+	__u32 verification = kmg_known(load->event.digest);
 
-	wait->verification = kmg_known(load->event.digest);
-	if (wait->verification != KMG_VERIFICATION_NOT_YET) {
-		wait->over = 1;
-	} else if (done_with) {
-		/* The agent answered for other bytes than these, or could not read any. */
-		wait->verification = KMG_VERIFICATION_UNREADABLE;
-		wait->over = 1;
-	} else if (bpf_ktime_get_ns() > wait->deadline) {
-		wait->verification = KMG_VERIFICATION_TIMED_OUT;
-		wait->over = 1;
+	if (verification == KMG_VERIFICATION_NOT_YET) {
+		if (done_with)
+			/* The agent answered for other bytes than these, or could not read any. */
+			verification = KMG_VERIFICATION_UNREADABLE;
+		else if (bpf_ktime_get_ns() > wait->deadline)
+			verification = KMG_VERIFICATION_TIMED_OUT;
+		else
+			return 0;
 	}
+	wait->verification = verification;
+	wait->over = 1;
+	return 1;
+}
+
+/* bpf_loop() stops at 2^23 turns, a fraction of a second on a fast machine: enter it again. */
+static long kmg_wait_round(__u32 round, struct kmg_wait *wait)
+{
+	bpf_loop(1 << 23, kmg_wait_turn, wait, 0);
 	return wait->over ? 1 : 0;
 }
 
 /*
  * The verification state of the load's digest, waiting for the agent if it may know soon.
- * Spins: locked_down may not sleep. bpf_loop() stops at 2^23 turns, a fraction of a second
- * on a fast machine, so it is entered again until the deadline.
+ * Spins: locked_down may not sleep.
  */
 static __noinline __u32 kmg_verification(struct kmg_load *load)
 {
@@ -139,8 +150,7 @@ static __noinline __u32 kmg_verification(struct kmg_load *load)
 
 	start = bpf_ktime_get_ns();
 	wait.deadline = start + c->hold;
-	for (int i = 0; i < 64 && !wait.over; i++)
-		bpf_loop(1 << 23, kmg_wait_turn, &wait, 0);
+	bpf_loop(64, kmg_wait_round, &wait, 0);
 	if (!wait.over)
 		wait.verification = KMG_VERIFICATION_TIMED_OUT;
 	load->event.hold += bpf_ktime_get_ns() - start;

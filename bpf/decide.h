@@ -41,12 +41,18 @@ static __always_inline __u32 kmg_table_index(__u32 api, __u32 origin, __u32 veri
 }
 
 /*
- * What a hook returns for a decision. The mask bounds it for the verifier, which since 6.12
- * takes nothing below -MAX_ERRNO from an LSM program.
+ * What a hook returns for a decision. Since 6.12 the verifier takes nothing outside
+ * [-MAX_ERRNO, 0] from an LSM program. It follows a subtraction but not a negation, which is
+ * what the compiler would make of it: hence the mask and the assembly.
  */
 static __always_inline int kmg_hook_result(const struct kmg_decision *decision)
 {
-	return decision->verdict == KMG_VERDICT_DENY ? -(int)(decision->error & 0xfff) : 0;
+	long result = 0, error = decision->error & 0xfff;
+
+	if (decision->verdict != KMG_VERDICT_DENY)
+		return 0;
+	asm volatile("%[result] -= %[error]" : [result] "+r"(result) : [error] "r"(error));
+	return result;
 }
 
 /* What one generation of the table says of a load now, and what it would say if trusted. */
