@@ -291,7 +291,7 @@ class TelemetryServer:
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             name="kmodgate-http",
-            kwargs={"poll_interval": 0.25},
+            kwargs={"poll_interval": 1.0},
             daemon=True,
         )
         self._thread.start()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be put in force, and what is refused with place and remedy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.vectors.generate import make_identity
+
+from kmodgate.errors import ConfigError, KmodgateError, NodeError
+from kmodgate.model import Policy
+from kmodgate.node import CgroupHierarchy, NodeFacts, NodePaths, read_facts
+from kmodgate.settings import read_settings
+
+ENFORCE = "linuxNodeConfig: {kernelModuleLoading: {policy: ENFORCE_SIGNED_MODULES}}\n"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> NodeFacts:
+    """A node that can do everything."""
+    facts = read_facts(NodePaths(proc=tmp_path, sys=tmp_path, boot=tmp_path), mount_id_of=lambda _path: None)
+    return replace(
+        facts,
+        btf=True,
+        lsms=("lockdown", "bpf"),
+        modules_built=True,
+        signatures=replace(facts.signatures, built=True, enforced=False),
+        cgroups=CgroupHierarchy.V2,
+        ftrace_enabled=True,
+    )
+
+
+def config(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "node.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_config_with_its_certificates(tmp_path: Path, node: NodeFacts) -> None:
+    (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
+    path = config(tmp_path, ENFORCE + "kmodgate: {trust: {certificates: [a.pem]}}\n")
+    settings = read_settings(path, None, node)
+    assert settings.policy.policy is Policy.ENFORCE
+    assert len(settings.trust) == 1
+
+
+def test_other_certificates_give_another_digest(tmp_path: Path, node: NodeFacts) -> None:
+    path = config(tmp_path, ENFORCE + "kmodgate: {trust: {certificates: [a.pem]}}\n")
+    (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
+    first = read_settings(path, None, node).trust_digest
+    assert read_settings(path, None, node).trust_digest == first
+    (tmp_path / "a.pem").write_bytes(make_identity("b").pem)
+    assert read_settings(path, None, node).trust_digest != first
+
+
+def test_the_flag_wins(tmp_path: Path, node: NodeFacts) -> None:
+    text = "linuxNodeConfig: {kernelModuleLoading: {policy: DO_NOT_ENFORCE_SIGNED_MODULES}}\n"
+    path = config(tmp_path, text + "kmodgate: {loadPin: off}\n")
+    assert read_settings(path, None, node).policy.policy is Policy.DO_NOT_ENFORCE
+    assert read_settings(path, Policy.ENFORCE, node).policy.policy is Policy.ENFORCE
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lsms": ("lockdown",)}, "lsm="),
+        ({"btf": False}, "BTF"),
+        ({"cgroups": CgroupHierarchy.V1}, "cgroup v2"),
+        ({"ftrace_enabled": False}, "ftrace_enabled"),
+    ],
+)
+def test_a_node_that_cannot_enforce_is_refused_with_the_reason(
+    tmp_path: Path, node: NodeFacts, change: dict[str, object], words: str
+) -> None:
+    with pytest.raises(NodeError, match="cannot enforce ENFORCE_SIGNED_MODULES") as refused:
+        read_settings(config(tmp_path, ENFORCE), None, replace(node, **change))  # type: ignore[arg-type]
+    assert words in str(refused.value)
+    assert refused.value.exit_code == 3
+
+
+def test_digests_of_every_load_are_not_promised(tmp_path: Path, node: NodeFacts) -> None:
+    (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
+    text = ENFORCE + "kmodgate:\n  trust:\n    certificates: [a.pem]\n    kernelKeyrings: false\n"
+    with pytest.raises(NodeError, match=r"node.yaml:5: kernelKeyrings: false"):
+        read_settings(config(tmp_path, text), None, node)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), (b"nothing", "X.509"), (b"-----BEGIN PRIVATE KEY-----\n", "private key")],
+)
+def test_a_certificate_that_is_none_is_named(
+    tmp_path: Path, node: NodeFacts, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / "a.pem").write_bytes(content)
+    path = config(tmp_path, ENFORCE + "kmodgate: {trust: {certificates: [a.pem]}}\n")
+    with pytest.raises(KmodgateError) as refused:
+        read_settings(path, None, node)
+    assert "a.pem" in str(refused.value)
+    assert words in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_revocation_that_is_none_names_its_line(tmp_path: Path, node: NodeFacts) -> None:
+    (tmp_path / "revoked").write_text("# comment\ntbs:xyz\n")
+    path = config(tmp_path, ENFORCE + "kmodgate: {trust: {revoked: [revoked]}}\n")
+    with pytest.raises(ConfigError, match=r"revoked:2"):
+        read_settings(path, None, node)
