@@ -90,14 +90,14 @@ format: $(STAMP) ## Format the sources
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
-	$(BIN)/pytest -q -m 'not vm and not bpf' tests/unit --ignore tests/unit/signature/test_real_modules.py
+	$(BIN)/pytest -q -m 'not modules' tests/unit
 
 .PHONY: test-modules
 test-modules: $(STAMP) vm ## Verify every module of Debian's kernel package, and refuse each with a byte flipped
 	KMODGATE_TEST_MODULES_LIMIT=100000 \
 	KMODGATE_TEST_MODULES=$$($(VM) path modules --kernel $(KERNEL)) \
 	KMODGATE_TEST_KERNEL_CERT=$$($(VM) path certs --kernel $(KERNEL))/kernel.pem \
-		$(BIN)/pytest -q tests/unit/signature/test_real_modules.py
+		$(BIN)/pytest -q -m modules tests/unit
 
 .PHONY: test-bpf
 test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)

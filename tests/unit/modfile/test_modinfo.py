@@ -34,6 +34,7 @@ def test_every_class_and_byte_order_agrees_with_pyelftools(bits: int, order: str
     assert bytes(_section(data)) == walked(data) == MODINFO
 
 
+@pytest.mark.modules
 def test_real_modules_agree_with_pyelftools() -> None:
     folder = os.environ.get("KMODGATE_TEST_MODULES")
     if not folder:

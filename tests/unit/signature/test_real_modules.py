@@ -30,6 +30,8 @@ def _required(variable: str) -> Path:
     pytest.skip(reason)
 
 
+@pytest.mark.modules
+@pytest.mark.timeout(900)
 def test_all_verify_and_no_tampered_one_does() -> None:
     folder = _required("KMODGATE_TEST_MODULES")
     certificate = _required("KMODGATE_TEST_KERNEL_CERT")
