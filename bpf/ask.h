@@ -149,7 +149,8 @@ static __noinline __u32 kmg_verification(struct kmg_load *load)
 		return KMG_VERIFICATION_AGENT_AWAY;
 
 	start = bpf_ktime_get_ns();
-	wait.deadline = start + c->hold;
+	/* What was waited asleep is part of the same promise. */
+	wait.deadline = start + (c->hold > load->event.hold ? c->hold - load->event.hold : 0);
 	bpf_loop(64, kmg_wait_round, &wait, 0);
 	if (!wait.over)
 		wait.verification = KMG_VERIFICATION_TIMED_OUT;

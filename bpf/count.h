@@ -48,11 +48,11 @@ static __always_inline void kmg_stat(enum kmg_stat stat)
 	kmg_add(&stats, stat, 1);
 }
 
-static __always_inline void kmg_count(__u8 verdict, __u8 reason, __u8 api, __u8 by, __s64 amount)
+static __always_inline void kmg_count(__u8 verdict, __u8 reason, __u8 api, __u8 by)
 {
 	__u32 index = ((verdict * KMG_REASON_SLOTS + reason) * KMG_API_COUNT + api) * KMG_BY_SLOTS + by;
 
-	kmg_add(&counters, index, amount);
+	kmg_add(&counters, index, 1);
 }
 
 static __always_inline void kmg_observe(enum kmg_histogram which, __u64 nanoseconds)

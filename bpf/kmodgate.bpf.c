@@ -52,7 +52,7 @@ static __always_inline int kmg_without_state(enum kmg_api api, enum kmg_origin o
 	struct kmg_ruling ruling;
 
 	kmg_decide(api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
-	kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE, 1);
+	kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE);
 	return kmg_hook_result(&ruling.now);
 }
 
@@ -218,12 +218,15 @@ int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 			kmg_refuse(&ruling.now);
 	} else if (ruling.now.verdict == KMG_VERDICT_ALLOW) {
 		load->noted = 0;
-		return 0; /* not a matter of signatures: counted at the end */
+		/* Not a matter of signatures: counted at the end. */
+		return load->probe ? -EKEYREJECTED : 0;
 	}
 	answer = kmg_load_decide(load, &ruling.now, verification);
 	load->event.decision_time = bpf_ktime_get_ns() - start;
-	if (!load->probe)
-		kmg_observe(KMG_HISTOGRAM_DECISION, load->event.decision_time);
+	if (load->probe)
+		/* It never gets further than this, whatever the policy would let in. */
+		return answer ? answer : -EKEYREJECTED;
+	kmg_observe(KMG_HISTOGRAM_DECISION, load->event.decision_time);
 	return answer;
 }
 
@@ -289,7 +292,7 @@ static __always_inline void kmg_conclude(struct kmg_load *load, __s32 result)
 	if (event->verdict == KMG_VERDICT_PENDING)
 		kmg_stat(KMG_STAT_UNDECIDED);
 	else
-		kmg_count(event->verdict, event->reason, event->api, event->by, 1);
+		kmg_count(event->verdict, event->reason, event->api, event->by);
 }
 
 static __always_inline void kmg_end(enum kmg_api api, __s32 result)
@@ -306,7 +309,7 @@ static __always_inline void kmg_end(enum kmg_api api, __s32 result)
 			return;
 		}
 		kmg_stat(api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT : KMG_STAT_ATTEMPTS_INIT);
-		kmg_count(result ? KMG_VERDICT_DENY : KMG_VERDICT_ALLOW, KMG_REASON_NONE, api, KMG_BY_SHARED, 1);
+		kmg_count(result ? KMG_VERDICT_DENY : KMG_VERDICT_ALLOW, KMG_REASON_NONE, api, KMG_BY_SHARED);
 		return;
 	}
 	load->active = 0;
@@ -316,6 +319,8 @@ static __always_inline void kmg_end(enum kmg_api api, __s32 result)
 	}
 	if (!load->decided)
 		kmg_conclude(load, result);
+	if (load->event.verdict == KMG_VERDICT_PENDING)
+		return; /* undecided: there is nothing to tell */
 	load->event.result = result;
 	load->event.duration = bpf_ktime_get_ns() - load->event.time;
 	if (bpf_ringbuf_output(&events, &load->event, sizeof(load->event), 0))

@@ -100,7 +100,7 @@ enum kmg_verification {
 
 /*
  * Plain counts that are not verdicts. Position in the `stats` map.
- * Invariant: ATTEMPTS_* summed = verdicts counted + UNDECIDED + what the programs' recursion
+ * Invariant: ATTEMPTS_* summed + REDECIDED = verdicts counted + UNDECIDED + what the recursion
  * guard made the exit programs miss (struct bpf_prog_info.recursion_misses).
  */
 enum kmg_stat {
@@ -120,6 +120,7 @@ enum kmg_stat {
 	KMG_STAT_PROBE_FIRST_HOOK = 13, /* self-probe reached kernel_load_data */
 	KMG_STAT_PROBE_SIGNATURE = 14, /* self-probe reached locked_down with its bytes noted */
 	KMG_STAT_PROBE_EXIT = 15, /* self-probe reached the end of the system call */
+	KMG_STAT_REDECIDED = 16, /* the policy changed under a load: counted under both verdicts */
 	KMG_STAT_COUNT,
 };
 

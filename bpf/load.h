@@ -81,17 +81,24 @@ static __always_inline struct kmg_load *kmg_load_begin(enum kmg_api api)
 static __always_inline int kmg_load_decide(struct kmg_load *load, struct kmg_decision *decision,
 					   enum kmg_verification verification)
 {
-	/* The policy changed under the load, and a later hook sees it otherwise: count it once. */
-	if (load->decided && !load->probe)
-		kmg_count(load->event.verdict, load->event.reason, load->event.api, KMG_BY_KMODGATE, -1);
+	bool same = load->decided && load->event.verdict == decision->verdict &&
+		    load->event.reason == decision->reason;
+
+	/*
+	 * A later hook sees the same load again, and as a rule says the same. If the policy
+	 * changed in between, both answers were given, and counters never go back.
+	 */
+	if (!same && !load->probe) {
+		kmg_count(decision->verdict, decision->reason, load->event.api, KMG_BY_KMODGATE);
+		if (load->decided)
+			kmg_stat(KMG_STAT_REDECIDED);
+	}
 	load->event.verdict = decision->verdict;
 	load->event.reason = decision->reason;
 	load->event.error = decision->error;
 	load->event.generation = decision->generation;
 	load->event.verification = verification;
 	load->event.by = KMG_BY_KMODGATE;
-	if (!load->probe)
-		kmg_count(decision->verdict, decision->reason, load->event.api, KMG_BY_KMODGATE, 1);
 	load->decided = 1;
 	return kmg_hook_result(decision);
 }

@@ -13,12 +13,13 @@ events told, log closed.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
@@ -28,11 +29,11 @@ from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
 from .hooks.bpf import BpfBackend
 from .model import Api, Backend, Mode, Policy
-from .node import NodeFacts, NodePaths, read_facts, read_modules
+from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
 from .observe import Observer
 from .policy import compile_table
 from .selfprobe import probe_problem
-from .settings import read_settings
+from .settings import Settings, files_named, read_settings
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
@@ -51,6 +52,8 @@ class Agent:
     Args:
         config_path: the node config, watched for changes.
         flag: the policy that a command line flag demands, or None.
+        labels: the node's labels, or None when nobody told them.
+        labels: the node's labels, or None when nobody told them.
         events: where the event log goes.
         log_all: tell routine loads too.
         started: seconds since the process began, for the start-up breakdown.
@@ -63,12 +66,14 @@ class Agent:
         *,
         events: IO[Any],
         flag: Policy | None = None,
+        labels: Mapping[str, str] | None = None,
         log_all: bool = False,
         started: float = 0.0,
         paths: NodePaths | None = None,
     ) -> None:
         self._config_path = config_path
         self._flag = flag
+        self._labels = labels
         self._events = events
         self._log_all = log_all
         self._started = started
@@ -88,7 +93,7 @@ class Agent:
             watcher = stack.enter_context(ConfigWatcher([self._config_path]))
             with self._timed("config"):
                 facts = read_facts(self._paths)
-                self._settings = read_settings(self._config_path, self._flag, facts)
+                self._settings = read_settings(self._config_path, self._flag, facts, self._labels)
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
             watcher.watch(self._watched())
             with self._timed("telemetry"):
@@ -106,6 +111,8 @@ class Agent:
                 server.start()
                 stack.callback(server.stop)
             backend = stack.enter_context(self._backend())
+            # The server outlives the counters by a moment, however this ends.
+            stack.callback(self._metrics.attach, None)
             self._start_enforcing(backend, facts, stack)
             self._announce(server.port)
             self._loop(backend, watcher, signals, event_log)
@@ -132,7 +139,12 @@ class Agent:
 
     def _start_enforcing(self, backend: BpfBackend, facts: NodeFacts, stack: ExitStack) -> None:
         config = self._settings.config
-        root = os.open(self._paths.proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+        try:
+            root = os.open(self._paths.proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise NodeError(
+                f"the root of process 1 cannot be opened ({error.strerror}); run as root, with CAP_SYS_PTRACE"
+            ) from error
         try:
             device = backend.introduce(root)
         finally:
@@ -143,11 +155,11 @@ class Agent:
                 f"{device[0]}:{device[1]}; is the agent in the host's PID namespace (hostPID: true)?"
             )
         self._single_cpu = facts.online_cpus == 1
-        self._sig_enforce = facts.signatures.enforced is True
+        self._strictness = read_strictness(self._paths)
         self._configure(backend)
         self._answerer = Answerer(
             backend,
-            Trust(self._settings.trust, backend.trust_generation, config.trust.require_validity),
+            self._trust(backend),
             config.max_module_size,
             proc=self._paths.proc,
             observe=self._metrics.observe_verify,
@@ -175,8 +187,22 @@ class Agent:
             hold_seconds=config.hold_timeout,
             max_size=config.max_module_size,
             wait_asleep=self._single_cpu,
-            sig_enforce=self._sig_enforce,
+            sig_enforce=self._strictness.sig_enforce,
         )
+
+    def _trust(self, backend: BpfBackend) -> Trust:
+        """The anchors in force, for the answers from now on."""
+        settings = self._settings
+        required = settings.config.trust.require_validity
+        now = time.time()
+        ends = [
+            moment.timestamp()
+            for anchor in settings.trust.anchors
+            for moment in (anchor.not_before, anchor.not_after)
+            if required and moment.timestamp() > now
+        ]
+        self._trust_until = min(ends, default=math.inf)
+        return Trust(settings.trust, backend.trust_generation, required)
 
     def _publish(self, backend: BpfBackend) -> None:
         """Put the policy in force, and say so."""
@@ -236,34 +262,42 @@ class Agent:
                             self._signalled(signals.recv(64))
                 if self._reload.due(time.monotonic()):
                     with _survive():
-                        self._reload_config(backend)
-                        watcher.watch(self._watched())
+                        also = self._reload_config(backend)
+                        watcher.watch([*self._watched(), *also])
 
     def _beat(self, backend: BpfBackend) -> None:
         backend.heartbeat()
         self._heartbeat.beat()
-        self._probe(backend)
+        with _survive():
+            self._probe(backend)
+            self._answerer.relieve()
+            if time.time() >= self._trust_until:
+                log.warning("a certificate's validity begins or ends now: earlier answers are void")
+                backend.forget_answers()
+                self._answerer.set_trust(self._trust(backend))
 
     def _ask(self, backend: BpfBackend) -> None:
         for question in backend.questions():
-            self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
-            self._answerer.submit(
-                Asked(
-                    question.id,
-                    Api(question.api),
-                    question.tgid,
-                    question.tid,
-                    question.fd,
-                    question.address,
-                    question.length,
+            with _survive():
+                self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
+                self._answerer.submit(
+                    Asked(
+                        question.id,
+                        Api(question.api),
+                        question.tgid,
+                        question.tid,
+                        question.fd,
+                        question.address,
+                        question.length,
+                    )
                 )
-            )
 
     def _tell(self, backend: BpfBackend, event_log: EventLog) -> None:
         loaded = False
         for record in backend.events():
             loaded |= bool(record.loaded)
-            event_log.write(self._observer.event(record))
+            with _survive():
+                event_log.write(self._observer.event(record))
         if loaded:
             self._count_modules()
 
@@ -288,45 +322,47 @@ class Agent:
 
     def _probe(self, backend: BpfBackend) -> None:
         """See whether enforcement works, and be ready only if it does."""
+        policy = self._settings.policy
         try:
-            problem = probe_problem(self._settings.policy, backend.probe(), sig_enforce=self._sig_enforce)
+            strictness = read_strictness(self._paths)
+            if strictness != self._strictness:
+                log.warning("the kernel's own checks changed: %s", strictness)
+                self._strictness = strictness
+                self._configure(backend)
+            problem = probe_problem(
+                policy, backend.probe(), sig_enforce=strictness.sig_enforce, lockdown=strictness.lockdown
+            )
         except KmodgateError as error:
             problem = str(error)
-        if problem is None and self._settings.policy.load_pin and not backend.root_pinned:
-            problem = "the pinned root file system has gone away: LoadPin refuses every load"
+        needs_root = policy.pinned_root_exempt if policy.policy is Policy.ENFORCE else policy.load_pin
+        if problem is None and needs_root and not backend.root_pinned:
+            problem = "the pinned root file system has gone away: nothing counts as lying on it any more"
         if problem != self._not_ready:
             if problem is not None:
                 log.critical("not enforcing: %s", problem)
             elif self._not_ready != "starting":
                 log.warning("enforcing again")
         self._not_ready = problem
-        self._status.set_enforcing(problem is None and self._settings.policy.mode is Mode.ENFORCE)
+        self._status.set_enforcing(problem is None and policy.mode is Mode.ENFORCE)
 
     # --- reload and stop ----------------------------------------------------------------
 
-    def _reload_config(self, backend: BpfBackend) -> None:
-        """Use the changed config, or keep the last good one and say why."""
+    def _reload_config(self, backend: BpfBackend) -> list[Path]:
+        """Use the changed config, or keep the last good one and say why.
+
+        Returns:
+            Files to watch beside those of the config in force: what a config that could not be
+            used names, because it may only have to appear.
+        """
         old = self._settings
         try:
-            new = read_settings(self._config_path, self._flag, read_facts(self._paths))
+            new = read_settings(self._config_path, self._flag, read_facts(self._paths), self._labels)
+            self._apply(backend, old, new)
         except KmodgateError as error:
+            self._settings = old
             self._status.reload_failed(str(error))
             log.error("config not reloaded, the last good one stays in force: %s", error)
-            return
-        if new.config.listen != old.config.listen:
-            log.warning("listen address changed: it takes effect at the next start")
-        self._settings = new
-        logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
-        self._configure(backend)
-        self._answerer.max_size = new.config.max_module_size
-        validity = (old.config.trust.require_validity, new.config.trust.require_validity)
-        if new.trust_digest != old.trust_digest or validity[0] != validity[1]:
-            backend.forget_answers()
-            self._answerer.set_trust(
-                Trust(new.trust, backend.trust_generation, new.config.trust.require_validity)
-            )
-        self._publish(backend)
-        self._probe(backend)
+            return files_named(self._config_path)
         log.info(
             "config reloaded: %s, mode %s, LoadPin %s, %d configured certificate(s)",
             new.policy.policy,
@@ -334,6 +370,20 @@ class Agent:
             "on" if new.policy.load_pin else "off",
             len(new.trust),
         )
+        return []
+
+    def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
+        if new.config.listen != old.config.listen:
+            log.warning("listen address changed: it takes effect at the next start")
+        self._settings = new
+        logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
+        self._configure(backend)
+        self._answerer.max_size = new.config.max_module_size
+        if new.trust_key != old.trust_key:
+            backend.forget_answers()
+            self._answerer.set_trust(self._trust(backend))
+        self._publish(backend)
+        self._probe(backend)
 
     def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
         self._not_ready = "shutting down"
@@ -341,8 +391,8 @@ class Agent:
         backend.detach()
         self._status.set_enforcing(enforcing=False)
         for record in backend.drain():
-            event_log.write(self._observer.event(record))
-        self._metrics.attach(None)  # the server outlives the counters by a moment
+            with _survive():
+                event_log.write(self._observer.event(record))
         log.warning("detached: this node no longer enforces a module policy")
 
 

@@ -36,6 +36,8 @@ from .telemetry.metrics import QuestionOutcome
 log = logging.getLogger(__name__)
 
 _WORKERS: Final = 4
+_STUCK_SECONDS: Final = 5.0
+_STUCK_MAX: Final = 64
 _QUEUE: Final = 256
 _REPORTS: Final = 4096
 _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EBADF)
@@ -114,12 +116,34 @@ class Answerer:
         self._queue: queue.Queue[Asked | None] = queue.Queue(_QUEUE)
         self._reports: OrderedDict[bytes, SignatureReport] = OrderedDict()
         self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"answer-{number}", daemon=True)
-            for number in range(_WORKERS)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._busy: dict[threading.Thread, float] = {}
+        self._stuck: set[threading.Thread] = set()
+        self._threads: list[threading.Thread] = []
+        for _ in range(_WORKERS):
+            self._hire()
+
+    def _hire(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"answer-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def relieve(self, now: float | None = None) -> None:
+        """Put another worker beside each one that a file system holds up. Call now and then.
+
+        A file on FUSE, or memory under userfaultfd, can make a read last for ever; four of
+        them would else end verification. Held-up workers are counted against a limit, above
+        which the node's owner has to act: the log says so.
+        """
+        now = time.monotonic() if now is None else now
+        for thread, since in list(self._busy.items()):
+            if now - since < _STUCK_SECONDS or thread in self._stuck:
+                continue
+            if len(self._stuck) >= _STUCK_MAX:
+                log.critical("%d reads hang; unknown modules are refused until they end", len(self._stuck))
+                return
+            log.warning("a read has hung for %.0f s; another worker takes over", now - since)
+            self._stuck.add(thread)
+            self._hire()
 
     def set_trust(self, trust: Trust) -> None:
         """Verify against other anchors from now on; what was found before is forgotten."""
@@ -151,23 +175,31 @@ class Answerer:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
+        thread = threading.current_thread()
         while (asked := self._queue.get()) is not None:
-            try:
-                outcome = self._answer(asked)
-            except OSError as error:
-                gone = error.errno in _GONE
-                outcome = QuestionOutcome.GONE if gone else QuestionOutcome.UNREADABLE
-                log.debug("question %d: %s", asked.id, error)
-            except HookError as error:
-                outcome = QuestionOutcome.FAILED
-                log.error("question %d: %s", asked.id, error)
-            except KmodgateError as error:
-                outcome = QuestionOutcome.UNREADABLE
-                log.debug("question %d: %s", asked.id, error)
-            except Exception:  # one bad module must not take the worker along
-                outcome = QuestionOutcome.FAILED
-                log.exception("question %d", asked.id)
+            self._busy[thread] = time.monotonic()
+            outcome = self._outcome(asked)
+            del self._busy[thread]
             self._finish(asked, outcome)
+            if thread in self._stuck:  # somebody else has taken this place
+                self._stuck.discard(thread)
+                return
+
+    def _outcome(self, asked: Asked) -> QuestionOutcome:
+        try:
+            return self._answer(asked)
+        except OSError as error:
+            log.debug("question %d: %s", asked.id, error)
+            return QuestionOutcome.GONE if error.errno in _GONE else QuestionOutcome.UNREADABLE
+        except HookError as error:
+            log.error("question %d: %s", asked.id, error)
+            return QuestionOutcome.FAILED
+        except KmodgateError as error:
+            log.debug("question %d: %s", asked.id, error)
+            return QuestionOutcome.UNREADABLE
+        except Exception:  # one bad module must not take the worker along
+            log.exception("question %d", asked.id)
+            return QuestionOutcome.FAILED
 
     def _finish(self, asked: Asked, outcome: QuestionOutcome) -> None:
         self._count(outcome)
@@ -189,7 +221,7 @@ class Answerer:
             except ModuleFormatError as error:
                 log.debug("question %d: %s", asked.id, error)
                 return outcome
-            if len(plain) != len(data):
+            if plain is not data:
                 outcome = self._judge(plain)
         return outcome
 

@@ -13,26 +13,35 @@ from .policy import evaluate
 _PROBE: Final = (Api.INIT_MODULE, Origin.MEMORY)
 
 
-def probe_problem(policy: EffectivePolicy, probe: ProbeResult, *, sig_enforce: bool) -> str | None:
+def probe_problem(
+    policy: EffectivePolicy, probe: ProbeResult, *, sig_enforce: bool, lockdown: bool
+) -> str | None:
     """What a self-probe says against enforcement under this policy, or None.
 
-    The probe is an ``init_module`` of bytes that are unsigned and no ELF file.
+    The probe is an ``init_module`` of bytes that are unsigned and no ELF file. The programs
+    refuse it in any case, with the number that the policy would give an unsigned module.
+
+    Args:
+        policy: the policy in force.
+        probe: what was seen.
+        sig_enforce: ``module.sig_enforce`` is on: the kernel refuses before it asks.
+        lockdown: the kernel is locked down: its own module answers before BPF is asked.
     """
-    api, origin = _PROBE
-    first = evaluate(policy, LoadFacts(api, origin, Verification.NOT_YET))
     if not probe.first_hook:
         return (
             "the self-probe passed kernel_load_data unseen; is kernel.ftrace_enabled 0, or were the "
             "programs detached?"
         )
-    decision = first
-    if first.verdict is not Verdict.DENY and not sig_enforce:
-        if not probe.signature:
-            return "the self-probe passed locked_down unseen, or its bytes were not noted"
-        if first.verdict is Verdict.PENDING:
-            decision = evaluate(policy, LoadFacts(api, origin, Verification.UNSIGNED))
-    expected = decision.errno if decision.verdict is Verdict.DENY else errno.ENOEXEC
-    if first.verdict is not Verdict.DENY and sig_enforce:
+    first = evaluate(policy, LoadFacts(*_PROBE, Verification.NOT_YET))
+    if first.verdict is Verdict.DENY:
+        expected = first.errno
+    elif sig_enforce:
+        expected = errno.EKEYREJECTED
+    elif lockdown:
+        expected = errno.EPERM
+    elif not probe.signature:
+        return "the self-probe passed locked_down unseen, or its bytes were not noted"
+    else:
         expected = errno.EKEYREJECTED
     if probe.errno != expected:
         got, wanted = errno.errorcode.get(probe.errno, "0"), errno.errorcode[expected]

@@ -8,12 +8,13 @@ reload alike.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import config as node_config
-from .config import NodeConfig, to_effective_policy
-from .errors import NodeError
+from .config import BackendChoice, NodeConfig, to_effective_policy
+from .errors import KmodgateError, NodeError
 from .model import EffectivePolicy, Policy
 from .node import NodeFacts, Severity, limits
 from .signature import Revocations, TrustStore
@@ -31,9 +32,31 @@ class Settings:
     trust: TrustStore
     trust_digest: bytes
 
+    @property
+    def trust_key(self) -> tuple[bytes, bool]:
+        """Differs when an earlier answer may be wrong."""
+        return self.trust_digest, self.config.trust.require_validity
 
-def read_settings(path: Path, flag: Policy | None, facts: NodeFacts) -> Settings:
+
+def files_named(path: Path) -> list[Path]:
+    """Certificate and revocation files that a config names, usable or not; none if it does not parse."""
+    try:
+        trust = node_config.load(path).trust
+    except KmodgateError:
+        return []
+    return [*trust.certificates, *trust.revoked]
+
+
+def read_settings(
+    path: Path, flag: Policy | None, facts: NodeFacts, labels: Mapping[str, str] | None = None
+) -> Settings:
     """Read everything that the config names and check that this node can do it.
+
+    Args:
+        path: the node config.
+        flag: the policy that a command line flag demands, or None.
+        facts: what the node can do.
+        labels: the node's labels, which pick its node pool; None when nobody told them.
 
     Raises:
         KmodgateError: the first thing that is wrong, with place and remedy.
@@ -41,6 +64,17 @@ def read_settings(path: Path, flag: Policy | None, facts: NodeFacts) -> Settings
     config = node_config.load(path)
     if flag is not None:
         config = config.with_policy(flag)
+    if config.node_pools and labels is None:
+        raise NodeError(
+            f"{config.source}: nodePools need the node's labels, which this version does not look up; "
+            "name them with --node-label KEY=VALUE"
+        )
+    config = node_config.resolve(config, labels or {})
+    if config.backend not in {BackendChoice.AUTO, BackendChoice.BPF_LSM}:
+        raise NodeError(
+            f"{config.origin('backend')}: backend {config.backend} is not in this version; "
+            f"write {BackendChoice.BPF_LSM}, or leave it out"
+        )
     policy = to_effective_policy(config)
     trust, digest = load_trust(config.trust.certificates, config.trust.revoked)
     if policy.policy is Policy.ENFORCE and not config.trust.kernel_keyrings:
@@ -60,7 +94,8 @@ def read_settings(path: Path, flag: Policy | None, facts: NodeFacts) -> Settings
         log.warning("%s", warning)
     if trust.revocations != Revocations():
         log.warning(
-            "revocations apply to modules that configured certificates sign; what the kernel's own "
-            "keyrings trust is not looked up"
+            "revocations are looked up under %s, for modules that the kernel's own keyrings do not trust; "
+            "other loads are not checked against them",
+            Policy.ENFORCE,
         )
     return Settings(config, policy, trust, digest)

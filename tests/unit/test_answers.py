@@ -233,3 +233,31 @@ def test_a_flood_is_turned_away_and_nothing_blocks(bench: Bench) -> None:
     assert time.monotonic() - start < 5
     assert QuestionOutcome.BUSY in bench.outcomes
     release.set()
+
+
+def test_reads_that_hang_do_not_end_verification(
+    bench: Bench, tmp_path: Path, opened: list[int], module: bytes
+) -> None:
+    fd = put(tmp_path, opened, module)
+    release = threading.Event()
+    read = bench.answerer._read_file
+
+    def hang(asked: Asked) -> bytes | None:
+        if asked.id < 100:
+            release.wait(30)
+        return read(asked)
+
+    bench.answerer._read_file = hang  # type: ignore[method-assign]
+    for number in range(4):
+        asked = by_file(fd)
+        bench.answerer.submit(Asked(number, asked.api, asked.tgid, asked.tid, fd, 0, 0))
+    deadline = time.monotonic() + 5
+    while len(bench.answerer._busy) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    bench.answerer.relieve(time.monotonic() + 1)  # not yet
+    assert len(bench.answerer._threads) == 4
+    bench.answerer.relieve(time.monotonic() + 60)
+    assert len(bench.answerer._threads) == 8
+    asked = by_file(fd)
+    assert bench.ask(Asked(100, asked.api, asked.tgid, asked.tid, fd, 0, 0)) is QuestionOutcome.TRUSTED
+    release.set()

@@ -19,17 +19,20 @@ OPEN = EffectivePolicy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE, load_pin=False)
 WHOLE = (True, True, True)
 
 
+REJECTED = errno.EKEYREJECTED
+
+
 @pytest.mark.parametrize(
     ("policy", "number", "seen"),
     [
-        (ENFORCE, errno.EKEYREJECTED, WHOLE),
-        (AUDIT, errno.ENOEXEC, WHOLE),
+        (ENFORCE, REJECTED, WHOLE),
+        (AUDIT, REJECTED, WHOLE),
         (LOADPIN, errno.EPERM, (True, False, True)),
-        (OPEN, errno.ENOEXEC, WHOLE),
+        (OPEN, REJECTED, WHOLE),
     ],
 )
 def test_working_enforcement(policy: EffectivePolicy, number: int, seen: tuple[bool, bool, bool]) -> None:
-    assert probe_problem(policy, ProbeResult(number, *seen), sig_enforce=False) is None
+    assert probe_problem(policy, ProbeResult(number, *seen), sig_enforce=False, lockdown=False) is None
 
 
 @pytest.mark.parametrize(
@@ -39,22 +42,30 @@ def test_working_enforcement(policy: EffectivePolicy, number: int, seen: tuple[b
         (ENFORCE, errno.ENOEXEC, (True, False, True), "locked_down"),
         (ENFORCE, errno.ENOEXEC, WHOLE, "ENOEXEC"),
         (ENFORCE, errno.EPERM, WHOLE, "EPERM"),
-        (ENFORCE, errno.EKEYREJECTED, (True, True, False), "not be counted"),
+        (ENFORCE, REJECTED, (True, True, False), "not be counted"),
         (LOADPIN, errno.ENOEXEC, WHOLE, "EPERM"),
-        (OPEN, errno.EPERM, WHOLE, "ENOEXEC"),
-        (AUDIT, errno.EKEYREJECTED, WHOLE, "ENOEXEC"),
+        (LOADPIN, REJECTED, WHOLE, "EPERM"),
+        (OPEN, errno.ENOEXEC, WHOLE, "ENOEXEC"),
+        (AUDIT, errno.ENOEXEC, WHOLE, "ENOEXEC"),
     ],
 )
 def test_anything_else_is_a_problem(
     policy: EffectivePolicy, number: int, seen: tuple[bool, bool, bool], words: str
 ) -> None:
-    problem = probe_problem(policy, ProbeResult(number, *seen), sig_enforce=False)
+    problem = probe_problem(policy, ProbeResult(number, *seen), sig_enforce=False, lockdown=False)
     assert problem is not None
     assert words in problem
 
 
-def test_under_sig_enforce_the_kernel_refuses_before_locked_down() -> None:
-    probe = ProbeResult(errno.EKEYREJECTED, first_hook=True, signature=False, ended=True)
-    assert probe_problem(ENFORCE, probe, sig_enforce=True) is None
-    assert probe_problem(AUDIT, probe, sig_enforce=True) is None
-    assert probe_problem(LOADPIN, probe, sig_enforce=True) is not None
+def test_under_sig_enforce_and_lockdown_the_kernel_refuses_before_bpf_is_asked() -> None:
+    unseen = (True, False, True)
+    for policy in (ENFORCE, AUDIT, OPEN):
+        rejected, forbidden = ProbeResult(REJECTED, *unseen), ProbeResult(errno.EPERM, *unseen)
+        assert probe_problem(policy, rejected, sig_enforce=True, lockdown=False) is None
+        assert probe_problem(policy, forbidden, sig_enforce=False, lockdown=True) is None
+        # sig_enforce is looked at first (kernel/module/signing.c).
+        assert probe_problem(policy, rejected, sig_enforce=True, lockdown=True) is None
+        assert probe_problem(policy, forbidden, sig_enforce=False, lockdown=False) is not None
+    assert (
+        probe_problem(LOADPIN, ProbeResult(REJECTED, *unseen), sig_enforce=True, lockdown=False) is not None
+    )

@@ -109,3 +109,20 @@ def test_a_revocation_that_is_none_names_its_line(tmp_path: Path, node: NodeFact
     path = config(tmp_path, ENFORCE + "kmodgate: {trust: {revoked: [revoked]}}\n")
     with pytest.raises(ConfigError, match=r"revoked:2"):
         read_settings(path, None, node)
+
+
+def test_node_pools_need_labels_and_the_first_match_is_in_force(tmp_path: Path, node: NodeFacts) -> None:
+    text = (
+        "kmodgate:\n  loadPin: off\n  nodePools:\n  - name: strict\n    matchLabels: {pool: strict}\n"
+        "    policy: ENFORCE_SIGNED_MODULES\n"
+    )
+    path = config(tmp_path, text)
+    with pytest.raises(NodeError, match="--node-label"):
+        read_settings(path, None, node)
+    assert read_settings(path, None, node, {"pool": "strict"}).policy.policy is Policy.ENFORCE
+    assert read_settings(path, None, node, {"pool": "other"}).policy.policy is Policy.UNSPECIFIED
+
+
+def test_a_backend_that_is_not_here_is_refused(tmp_path: Path, node: NodeFacts) -> None:
+    with pytest.raises(NodeError, match=r"node.yaml:2: backend tracefs"):
+        read_settings(config(tmp_path, ENFORCE + "kmodgate: {backend: tracefs}\n"), None, node)

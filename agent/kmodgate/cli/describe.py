@@ -14,20 +14,10 @@ from typing import Any
 import click
 import yaml
 
+from kmodgate.cli.options import parse_labels
 from kmodgate.config import NodeConfig, load, load_pin, resolve
 from kmodgate.config.values import DEFAULT, LoadPinSetting
 from kmodgate.model import Policy
-
-
-def _label(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """``KEY=VALUE``, as often as given."""
-    labels = {}
-    for value in values:
-        key, equals, word = value.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx=context, param=parameter)
-        labels[key] = word
-    return labels
 
 
 @click.command(name="describe")
@@ -44,7 +34,7 @@ def _label(context: click.Context, parameter: click.Parameter, values: tuple[str
     "labels",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=_label,
+    callback=parse_labels,
     help="A label of the node, to pick its node pool. May be repeated.",
 )
 @click.option(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,7 +124,13 @@ def explain(file: Path, config_path: Path, place: str, kernel_trust: tuple[Path,
     both = TrustStore((*trust.anchors, *extra.anchors), trust.revocations)
     raw = read_regular_file(file, config.max_module_size)
     try:
-        found = inspect(raw, both, max_size=config.max_module_size)
+        found = inspect(
+            raw,
+            both,
+            max_size=config.max_module_size,
+            now=datetime.now(UTC),
+            require_validity=config.trust.require_validity,
+        )
     except ModuleFormatError as error:
         found = SignatureReport(SignatureStatus.UNREADABLE, error.errno_name, detail=str(error))
     origin, known_by = _origin(file, place)
@@ -139,7 +146,7 @@ def explain(file: Path, config_path: Path, place: str, kernel_trust: tuple[Path,
         signature=found,
         decision=decision,
         would_change=tuple(_would_change(policy, facts, decision, config)),
-        notes=tuple(_notes(policy, trust)),
+        notes=(*_revocation_notes(policy, facts), *_notes(policy, trust)),
     )
 
 
@@ -183,6 +190,17 @@ def _would_change(
         if evaluate(strict, facts).verdict is Verdict.ALLOW:
             changes.append(f"policy {Policy.ENFORCE}: its signature is trusted, wherever it comes from")
     return changes
+
+
+def _revocation_notes(policy: EffectivePolicy, facts: LoadFacts) -> list[str]:
+    if facts.verification is not Verification.REVOKED:
+        return []
+    first = evaluate(policy, LoadFacts(facts.api, facts.origin, Verification.NOT_YET))
+    if first.verdict is Verdict.ALLOW:
+        return [
+            "this version of the agent looks revocations up under ENFORCE only, and would let this load in"
+        ]
+    return ["what the kernel's own keyrings trust is not checked against revocations in this version"]
 
 
 def _notes(policy: EffectivePolicy, trust: TrustStore) -> list[str]:

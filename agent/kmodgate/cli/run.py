@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from kmodgate.cli.options import parse_labels
 from kmodgate.model import Policy
 
 
@@ -36,6 +37,14 @@ def _seconds_since_start() -> float:
     help="Override the policy of the config: ENFORCE_SIGNED_MODULES, or "
     "DO_NOT_ENFORCE_SIGNED_MODULES with --no-…",
 )
+@click.option(
+    "--node-label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=parse_labels,
+    help="A label of the node, to pick its node pool. May be repeated.",
+)
 @click.option("--log-all", is_flag=True, help="Log routine loads too, not only remarkable ones.")
 @click.option(
     "--log-format",
@@ -44,7 +53,9 @@ def _seconds_since_start() -> float:
     show_default=True,
     help="Form of the diagnostics on standard error. Events on standard output are JSON always.",
 )
-def command(config_path: Path, enforce: bool | None, log_all: bool, log_format: str) -> None:
+def command(
+    config_path: Path, enforce: bool | None, labels: dict[str, str], log_all: bool, log_format: str
+) -> None:
     """Run the node agent: enforce the policy, serve metrics, log decisions.
 
     Decisions are written to standard output, one JSON object a line; diagnostics go to
@@ -64,6 +75,7 @@ def command(config_path: Path, enforce: bool | None, log_all: bool, log_format: 
             config_path,
             events=sys.stdout,
             flag=flag,
+            labels=labels or None,
             log_all=log_all,
             started=_seconds_since_start(),
         ).run()

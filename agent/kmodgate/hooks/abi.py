@@ -46,6 +46,7 @@ class Stat(IntEnum):
     PROBE_FIRST_HOOK = 13
     PROBE_SIGNATURE = 14
     PROBE_EXIT = 15
+    REDECIDED = 16
 
 
 class Histogram(IntEnum):

@@ -210,11 +210,20 @@ class BpfBackend:
 
         Returns:
             ``(major, minor)`` of the pinned superblock.
+
+        Raises:
+            HookError: also when the process has a PID namespace of its own: /proc/1 is then
+                not the node's first process, and no question could be followed to its asker.
         """
         who = abi.Introduction(fd=root_fd)
         result = self._object.programs["kmg_introduce"].test_run(who)
         if result:
             raise HookError(f"the pinned root cannot be identified: {os.strerror(-result)}")
+        if who.task >> 32 != os.getpid():
+            raise HookError(
+                f"this process is {os.getpid()} here and {who.task >> 32} for the kernel: run it in the "
+                "host's PID namespace (hostPID: true)"
+            )
         self._control.root_device = who.device
         self._control.root_superblock = who.superblock
         self._task = who.task
@@ -356,6 +365,8 @@ class BpfBackend:
             abi.Stat.PATH_FAILED,
             abi.Stat.TABLE_RACED,
             abi.Stat.ABANDONED,
+            abi.Stat.REDECIDED,
+            abi.Stat.REFUSED_EARLY,
         )
         return {kind.name.lower(): self.stat(kind) for kind in kinds}
 

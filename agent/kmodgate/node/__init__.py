@@ -13,11 +13,13 @@ from .keyrings import KernelKeys, KeyringCertificate, read_keys
 from .modules import LoadedModule, read_modules
 from .mounts import CgroupHierarchy, PinnedRoot, read_pinned_root
 from .paths import NodePaths
+from .security import KernelStrictness, read_strictness
 
 __all__ = [
     "CgroupHierarchy",
     "Finding",
     "KernelKeys",
+    "KernelStrictness",
     "KeyringCertificate",
     "LoadedModule",
     "NodeFacts",
@@ -29,4 +31,5 @@ __all__ = [
     "read_keys",
     "read_modules",
     "read_pinned_root",
+    "read_strictness",
 ]

@@ -42,6 +42,19 @@ class ModuleSignatures:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelStrictness:
+    """What makes the kernel refuse untrusted modules before any BPF program is asked.
+
+    Attributes:
+        sig_enforce: ``module.sig_enforce``: EKEYREJECTED.
+        lockdown: lockdown in integrity or confidentiality mode: EPERM.
+    """
+
+    sig_enforce: bool
+    lockdown: bool
+
+
+@dataclass(frozen=True, slots=True)
 class KernelLoadPin:
     """The kernel's own LoadPin.
 
@@ -101,6 +114,18 @@ def read_lockdown(paths: NodePaths) -> Lockdown | None:
     """
     text = read_word(paths.sys / "kernel/security/lockdown")
     return None if text is None else parse_lockdown(text)
+
+
+def read_strictness(paths: NodePaths) -> KernelStrictness:
+    """The two switches as they stand now; both can be turned on, never off, while the node runs.
+
+    Raises:
+        NodeError: one of them makes no sense.
+    """
+    return KernelStrictness(
+        sig_enforce=read_module_signatures(paths, None).enforced is True,
+        lockdown=read_lockdown(paths) in {Lockdown.INTEGRITY, Lockdown.CONFIDENTIALITY},
+    )
 
 
 def read_module_signatures(paths: NodePaths, kconfig: Mapping[str, str] | None) -> ModuleSignatures:

@@ -22,8 +22,6 @@ class QuestionOutcome(StrEnum):
 
     TRUSTED = "trusted"
     REFUSED = "refused"
-    KNOWN = "known"
-    """The digest had been verified before."""
     GONE = "gone"
     """The loader had closed the file or ended before the agent looked: no error."""
     TOO_LARGE = "too_large"
@@ -52,6 +50,8 @@ class KernelErrorKind(StrEnum):
     TABLE_RACED = "table_raced"
     ABANDONED = "abandoned"
     LOADED_UNSEEN = "loaded_unseen"
+    REDECIDED = "redecided"
+    REFUSED_EARLY = "refused_early"
 
 
 class LoadedSignature(StrEnum):
@@ -267,8 +267,8 @@ _INTRODUCTION: Final = """\
      python -m kmodgate.telemetry.metrics > docs/metrics.md -->
 
 The agent serves these at `/metrics`, as Prometheus text or OpenMetrics. Loads are counted in the
-kernel, by the program that decides, and read when you scrape: a restart of the agent resets neither
-`kmodgate_module_loads_total` nor the decision and hold times.
+kernel, by the program that decides, and read when you scrape: a stopped or killed agent loses none
+until it ends. Counters start at 0 with each start of the agent.
 
 Every label has a closed set of values; a value from outside shows as `other`. What a load was
 about (module, path, pod, signer) is in the [event log](events.md).

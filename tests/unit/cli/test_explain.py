@@ -126,3 +126,13 @@ def test_bad_input_is_one_line_that_names_the_place(
     said = capsys.readouterr().err
     assert place in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_validity_is_asked_for_where_the_config_asks(lab: Path) -> None:
+    expired = make_identity("expired", days=(-20, -10))
+    elf = make_elf(MODINFO)
+    (lab / "signed.ko").write_bytes(append(elf, openssl_cms(elf, expired)))
+    (lab / "operator.pem").write_bytes(expired.pem)
+    assert explain(lab, "signed.ko", "--from", "other")[0] == 0
+    write_config(lab, "ENFORCE_SIGNED_MODULES", "    requireValidity: true\n")
+    assert explain(lab, "signed.ko", "--from", "other")[0] == 1

@@ -52,6 +52,13 @@ def through_a_memfd(name: str) -> Load:
     return load
 
 
+def fresh_copy(work: Path, name: str) -> Path:
+    """An unsigned module that nobody has seen before."""
+    path = work / name
+    path.write_bytes((work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16))
+    return path
+
+
 def garbage(_work: Path) -> lab.Loaded:
     return lab.init(bytes(4096))
 
@@ -202,9 +209,7 @@ def test_a_known_digest_is_decided_without_asking_again(agent: lab.Agent, work: 
 
 
 def test_without_the_agent_in_tree_loads_and_the_unknown_does_not(agent: lab.Agent, work: Path) -> None:
-    fresh = work / "fresh.ko"
-    data = (work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16)
-    fresh.write_bytes(data)
+    fresh = fresh_copy(work, "fresh.ko")
     os.kill(agent.pid, signal.SIGSTOP)
     try:
         time.sleep(4)
@@ -217,9 +222,38 @@ def test_without_the_agent_in_tree_loads_and_the_unknown_does_not(agent: lab.Age
     assert agent.next_event()["reason"] == "agent_unavailable"
 
 
+def test_a_stuck_agent_holds_a_load_no_longer_than_promised(agent: lab.Agent, work: Path) -> None:
+    fresh = fresh_copy(work, "held.ko")
+    os.kill(agent.pid, signal.SIGSTOP)  # its last heartbeat is fresh, so the programs wait for it
+    try:
+        outcome = lab.finit(fresh)
+    finally:
+        os.kill(agent.pid, signal.SIGCONT)
+    assert outcome.result == "EKEYREJECTED"
+    event = agent.next_event()
+    assert event["reason"] == "hold_timeout"
+    assert 2_000_000 <= event["hold_us"] < 2_500_000
+    assert outcome.micros < 4_000_000
+
+
+def test_failure_policy_ignore_lets_in_what_nobody_could_verify(agent: lab.Agent, work: Path) -> None:
+    agent.configure(lab.config(lab.ENFORCE, failurePolicy="Ignore"))
+    fresh = fresh_copy(work, "ignored.ko")
+    assert lab.finit(work / "kmgtest.stranger.ko").result == "EKEYREJECTED"
+    agent.mark()
+    os.kill(agent.pid, signal.SIGSTOP)
+    try:
+        time.sleep(4)
+        assert lab.finit(fresh).ok
+        # What was verified and refused before stays refused.
+        assert lab.finit(work / "kmgtest.stranger.ko").result == "EKEYREJECTED"
+    finally:
+        os.kill(agent.pid, signal.SIGCONT)
+    assert agent.next_event()["reason"] == "failure_policy_ignore"
+
+
 def test_many_loaders_at_once_of_one_file_all_get_a_verdict(agent: lab.Agent, work: Path) -> None:
-    fresh = work / "crowd.ko"
-    fresh.write_bytes((work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16))
+    fresh = fresh_copy(work, "crowd.ko")
     before = lab.metrics()
     results: list[str] = []
     threads = [threading.Thread(target=lambda: results.append(lab.finit(fresh).result)) for _ in range(8)]
@@ -235,8 +269,7 @@ def test_many_loaders_at_once_of_one_file_all_get_a_verdict(agent: lab.Agent, wo
 
 def test_a_swapped_descriptor_gains_nothing(agent: lab.Agent, work: Path) -> None:
     """The agent reads a trusted file while the kernel reads another one."""
-    bad = work / "swap.ko"
-    bad.write_bytes((work / "kmgtest.unsigned.ko").read_bytes() + os.urandom(16))
+    bad = fresh_copy(work, "swap.ko")
     good = os.open(work / "kmgtest.operator.ko", os.O_RDONLY)
     stop = threading.Event()
     fd = os.open(bad, os.O_RDONLY)
