@@ -124,7 +124,9 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 	load->event.origin = KMG_ORIGIN_MEMORY;
 
 	answer = kmg_first_look(load, &pending);
-	if (pending && !load->probe && c && kmg_agent_alive(c))
+	if (load->probe)
+		return !answer && c && c->kernel_refuses ? -EKEYREJECTED : answer;
+	if (pending && c && kmg_agent_alive(c))
 		kmg_ask(load);
 	return answer;
 }

@@ -165,7 +165,11 @@ struct kmg_control {
 	__u32 root_device; /* its s_dev */
 	__u32 wait_asleep; /* 1: wait in the sleepable first hook (single CPU) */
 	__u32 sig_enforce; /* 1: the kernel's own module.sig_enforce is on */
-	__u32 padding;
+	/*
+	 * 1: sig_enforce or lockdown answer before locked_down is asked. The self-probe then ends
+	 * at the first hook, or the kernel would log a refusal for each.
+	 */
+	__u32 kernel_refuses;
 };
 
 /* A question to the agent: verify what this task is about to load. */

@@ -188,6 +188,7 @@ class Agent:
             max_size=config.max_module_size,
             wait_asleep=self._single_cpu,
             sig_enforce=self._strictness.sig_enforce,
+            lockdown=self._strictness.lockdown,
         )
 
     def _trust(self, backend: BpfBackend) -> Trust:
@@ -329,9 +330,7 @@ class Agent:
                 log.warning("the kernel's own checks changed: %s", strictness)
                 self._strictness = strictness
                 self._configure(backend)
-            problem = probe_problem(
-                policy, backend.probe(), sig_enforce=strictness.sig_enforce, lockdown=strictness.lockdown
-            )
+            problem = probe_problem(policy, backend.probe(), kernel_refuses=strictness.refuses)
         except KmodgateError as error:
             problem = str(error)
         needs_root = policy.pinned_root_exempt if policy.policy is Policy.ENFORCE else policy.load_pin

@@ -13,9 +13,7 @@ from .policy import evaluate
 _PROBE: Final = (Api.INIT_MODULE, Origin.MEMORY)
 
 
-def probe_problem(
-    policy: EffectivePolicy, probe: ProbeResult, *, sig_enforce: bool, lockdown: bool
-) -> str | None:
+def probe_problem(policy: EffectivePolicy, probe: ProbeResult, *, kernel_refuses: bool) -> str | None:
     """What a self-probe says against enforcement under this policy, or None.
 
     The probe is an ``init_module`` of bytes that are unsigned and no ELF file. The programs
@@ -24,8 +22,8 @@ def probe_problem(
     Args:
         policy: the policy in force.
         probe: what was seen.
-        sig_enforce: ``module.sig_enforce`` is on: the kernel refuses before it asks.
-        lockdown: the kernel is locked down: its own module answers before BPF is asked.
+        kernel_refuses: under ``module.sig_enforce`` or lockdown the kernel refuses before it asks
+            anybody, and the probe ends at the first hook.
     """
     if not probe.first_hook:
         return (
@@ -33,16 +31,10 @@ def probe_problem(
             "programs detached?"
         )
     first = evaluate(policy, LoadFacts(*_PROBE, Verification.NOT_YET))
-    if first.verdict is Verdict.DENY:
-        expected = first.errno
-    elif sig_enforce:
-        expected = errno.EKEYREJECTED
-    elif lockdown:
-        expected = errno.EPERM
-    elif not probe.signature:
+    refused_first = first.verdict is Verdict.DENY
+    if not refused_first and not kernel_refuses and not probe.signature:
         return "the self-probe passed locked_down unseen, or its bytes were not noted"
-    else:
-        expected = errno.EKEYREJECTED
+    expected = first.errno if refused_first else errno.EKEYREJECTED
     if probe.errno != expected:
         got, wanted = errno.errorcode.get(probe.errno, "0"), errno.errorcode[expected]
         return f"the self-probe was answered {got} where the policy says {wanted}"

@@ -32,7 +32,7 @@ REJECTED = errno.EKEYREJECTED
     ],
 )
 def test_working_enforcement(policy: EffectivePolicy, number: int, seen: tuple[bool, bool, bool]) -> None:
-    assert probe_problem(policy, ProbeResult(number, *seen), sig_enforce=False, lockdown=False) is None
+    assert probe_problem(policy, ProbeResult(number, *seen), kernel_refuses=False) is None
 
 
 @pytest.mark.parametrize(
@@ -52,20 +52,17 @@ def test_working_enforcement(policy: EffectivePolicy, number: int, seen: tuple[b
 def test_anything_else_is_a_problem(
     policy: EffectivePolicy, number: int, seen: tuple[bool, bool, bool], words: str
 ) -> None:
-    problem = probe_problem(policy, ProbeResult(number, *seen), sig_enforce=False, lockdown=False)
+    problem = probe_problem(policy, ProbeResult(number, *seen), kernel_refuses=False)
     assert problem is not None
     assert words in problem
 
 
-def test_under_sig_enforce_and_lockdown_the_kernel_refuses_before_bpf_is_asked() -> None:
+def test_where_the_kernel_refuses_by_itself_the_probe_ends_at_the_first_hook() -> None:
     unseen = (True, False, True)
     for policy in (ENFORCE, AUDIT, OPEN):
-        rejected, forbidden = ProbeResult(REJECTED, *unseen), ProbeResult(errno.EPERM, *unseen)
-        assert probe_problem(policy, rejected, sig_enforce=True, lockdown=False) is None
-        assert probe_problem(policy, forbidden, sig_enforce=False, lockdown=True) is None
-        # sig_enforce is looked at first (kernel/module/signing.c).
-        assert probe_problem(policy, rejected, sig_enforce=True, lockdown=True) is None
-        assert probe_problem(policy, forbidden, sig_enforce=False, lockdown=False) is not None
-    assert (
-        probe_problem(LOADPIN, ProbeResult(REJECTED, *unseen), sig_enforce=True, lockdown=False) is not None
-    )
+        probe = ProbeResult(REJECTED, *unseen)
+        assert probe_problem(policy, probe, kernel_refuses=True) is None
+        assert probe_problem(policy, probe, kernel_refuses=False) is not None
+        assert probe_problem(policy, ProbeResult(errno.ENOEXEC, *unseen), kernel_refuses=True) is not None
+    assert probe_problem(LOADPIN, ProbeResult(REJECTED, *unseen), kernel_refuses=True) is not None
+    assert probe_problem(LOADPIN, ProbeResult(errno.EPERM, *unseen), kernel_refuses=True) is None

@@ -82,7 +82,7 @@ class Control(ctypes.Structure):
         ("root_device", ctypes.c_uint32),
         ("wait_asleep", ctypes.c_uint32),
         ("sig_enforce", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("kernel_refuses", ctypes.c_uint32),
     )
 
 

@@ -198,12 +198,15 @@ class BpfBackend:
         """Generation that an answer must carry to count; note it before verifying."""
         return int(self._control.trust_generation)
 
-    def configure(self, *, hold_seconds: float, max_size: int, wait_asleep: bool, sig_enforce: bool) -> None:
-        """Set the bounds of the wait and of the digest, and how to wait."""
+    def configure(
+        self, *, hold_seconds: float, max_size: int, wait_asleep: bool, sig_enforce: bool, lockdown: bool
+    ) -> None:
+        """Set the bounds of the wait and of the digest, how to wait, and what the kernel does itself."""
         self._control.hold = int(hold_seconds * 1e9)
         self._control.max_size = max_size
         self._control.wait_asleep = wait_asleep
         self._control.sig_enforce = sig_enforce
+        self._control.kernel_refuses = sig_enforce or lockdown
 
     def introduce(self, root_fd: int) -> tuple[int, int]:
         """Pin the file system of ``root_fd`` as the root, and note who this thread is.

@@ -53,6 +53,11 @@ class KernelStrictness:
     sig_enforce: bool
     lockdown: bool
 
+    @property
+    def refuses(self) -> bool:
+        """The kernel itself refuses what its keyrings do not trust."""
+        return self.sig_enforce or self.lockdown
+
 
 @dataclass(frozen=True, slots=True)
 class KernelLoadPin:
