@@ -46,13 +46,27 @@ static __always_inline int kmg_first_look(struct kmg_load *load, bool *pending)
 	return kmg_load_decide(load, &ruling.now, KMG_VERIFICATION_NOT_YET);
 }
 
+/* Tasks whose load was decided without state, until its end: one load counts once. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, __u8);
+} stateless SEC(".maps");
+
 /* No storage, so nothing of this load can be remembered: decide it here and now. */
-static __always_inline int kmg_without_state(enum kmg_api api, enum kmg_origin origin)
+static __noinline int kmg_without_state(enum kmg_api api, enum kmg_origin origin)
 {
+	__u64 task = bpf_get_current_pid_tgid();
 	struct kmg_ruling ruling;
+	__u8 one = 1;
 
 	kmg_decide(api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
-	kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE);
+	if (!bpf_map_lookup_elem(&stateless, &task)) {
+		bpf_map_update_elem(&stateless, &task, &one, BPF_ANY);
+		kmg_stat(api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT : KMG_STAT_ATTEMPTS_INIT);
+		kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE);
+	}
 	return kmg_hook_result(&ruling.now);
 }
 
@@ -77,10 +91,8 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 	if (ret || !kmg_reads_module(id))
 		return ret;
 	load = kmg_load_begin(KMG_API_FINIT_MODULE);
-	if (!load) {
-		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
+	if (!load)
 		return kmg_without_state(KMG_API_FINIT_MODULE, KMG_ORIGIN_OTHER_FILESYSTEM);
-	}
 	if (!load->probe)
 		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
 	load->event.origin = kmg_file_facts(file, &load->event);
@@ -111,10 +123,8 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 	if (ret || id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
 		return ret;
 	load = kmg_load_begin(KMG_API_INIT_MODULE);
-	if (!load) {
-		kmg_stat(KMG_STAT_ATTEMPTS_INIT);
+	if (!load)
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
-	}
 	if (load->probe)
 		kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
 	else
@@ -302,6 +312,10 @@ static __always_inline void kmg_end(enum kmg_api api, __s32 result)
 	struct kmg_load *load = kmg_load_current();
 
 	if (!load) {
+		__u64 task = bpf_get_current_pid_tgid();
+
+		if (!bpf_map_delete_elem(&stateless, &task))
+			return; /* decided and counted at its hook */
 		/*
 		 * No hook ran. Since 6.5 tasks that load one file at once share the result of
 		 * the first; all else failed before the first hook.

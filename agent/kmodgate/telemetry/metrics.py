@@ -94,7 +94,7 @@ LOAD_ATTEMPTS: Final = Metric(
     "kmodgate_module_load_attempts_total",
     Kind.COUNTER,
     "Module loads that reached the first hook, decided or not.",
-    "Attempts = decided + undecided + program misses. A rising difference means loads that nobody judged.",
+    "Attempts = decided + undecided + program misses (less the loads counted as redecided). A rising difference means loads that nobody judged.",
 )
 LOADS_UNDECIDED: Final = Metric(
     "kmodgate_module_loads_undecided_total",
