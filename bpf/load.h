@@ -53,8 +53,8 @@ static __always_inline struct kmg_load *kmg_load_current(void)
  */
 static __always_inline struct kmg_load *kmg_load_begin(enum kmg_api api)
 {
-	struct kmg_load *load = bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0,
-						     BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct kmg_load *load =
+		bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	struct kmg_control *c = kmg_control();
 
 	if (!load) {

@@ -37,33 +37,33 @@ static const __u32 kmg_sha256_k[64] = {
  * One round. Instead of moving eight variables along, the caller names them one place
  * further each time; d and h are the two that change.
  */
-#define KMG_ROUND(a, b, c, d, e, f, g, h, k, w)                                                                \
-	do {                                                                                                   \
-		__u32 t = (h) + (KMG_ROR(e, 6) ^ KMG_ROR(e, 11) ^ KMG_ROR(e, 25)) + (((f) ^ (g)) & (e) ^ (g)) + \
-			  (k) + (w);                                                                            \
-		(d) += t;                                                                                      \
-		(h) = t + (KMG_ROR(a, 2) ^ KMG_ROR(a, 13) ^ KMG_ROR(a, 22)) +                                  \
-		      (((a) & (b)) | (((a) | (b)) & (c)));                                                     \
+#define KMG_ROUND(a, b, c, d, e, f, g, h, k, w)                                     \
+	do {                                                                        \
+		__u32 t = (h) + (KMG_ROR(e, 6) ^ KMG_ROR(e, 11) ^ KMG_ROR(e, 25)) + \
+			  (((f) ^ (g)) & (e) ^ (g)) + (k) + (w);                    \
+		(d) += t;                                                           \
+		(h) = t + (KMG_ROR(a, 2) ^ KMG_ROR(a, 13) ^ KMG_ROR(a, 22)) +       \
+		      (((a) & (b)) | (((a) | (b)) & (c)));                          \
 	} while (0)
 
 /* The next word of the message schedule, kept in a window of 16. */
-#define KMG_SCHEDULE(w, i)                                                                                     \
-	((w)[i] += (KMG_ROR((w)[((i) + 1) & 15], 7) ^ KMG_ROR((w)[((i) + 1) & 15], 18) ^                       \
-		    ((w)[((i) + 1) & 15] >> 3)) +                                                              \
-		   (w)[((i) + 9) & 15] +                                                                       \
-		   (KMG_ROR((w)[((i) + 14) & 15], 17) ^ KMG_ROR((w)[((i) + 14) & 15], 19) ^                    \
-		    ((w)[((i) + 14) & 15] >> 10)))
+#define KMG_SCHEDULE(w, i)                                                                                   \
+	((w)[i] +=                                                                                           \
+	 (KMG_ROR((w)[((i) + 1) & 15], 7) ^ KMG_ROR((w)[((i) + 1) & 15], 18) ^ ((w)[((i) + 1) & 15] >> 3)) + \
+	 (w)[((i) + 9) & 15] +                                                                               \
+	 (KMG_ROR((w)[((i) + 14) & 15], 17) ^ KMG_ROR((w)[((i) + 14) & 15], 19) ^                            \
+	  ((w)[((i) + 14) & 15] >> 10)))
 
-#define KMG_EIGHT_ROUNDS(WORD, at)                                                 \
-	do {                                                                       \
-		KMG_ROUND(a, b, c, d, e, f, g, h, k[(at)], WORD((at)));            \
-		KMG_ROUND(h, a, b, c, d, e, f, g, k[(at) + 1], WORD((at) + 1));    \
-		KMG_ROUND(g, h, a, b, c, d, e, f, k[(at) + 2], WORD((at) + 2));    \
-		KMG_ROUND(f, g, h, a, b, c, d, e, k[(at) + 3], WORD((at) + 3));    \
-		KMG_ROUND(e, f, g, h, a, b, c, d, k[(at) + 4], WORD((at) + 4));    \
-		KMG_ROUND(d, e, f, g, h, a, b, c, k[(at) + 5], WORD((at) + 5));    \
-		KMG_ROUND(c, d, e, f, g, h, a, b, k[(at) + 6], WORD((at) + 6));    \
-		KMG_ROUND(b, c, d, e, f, g, h, a, k[(at) + 7], WORD((at) + 7));    \
+#define KMG_EIGHT_ROUNDS(WORD, at)                                              \
+	do {                                                                    \
+		KMG_ROUND(a, b, c, d, e, f, g, h, k[(at)], WORD((at)));         \
+		KMG_ROUND(h, a, b, c, d, e, f, g, k[(at) + 1], WORD((at) + 1)); \
+		KMG_ROUND(g, h, a, b, c, d, e, f, k[(at) + 2], WORD((at) + 2)); \
+		KMG_ROUND(f, g, h, a, b, c, d, e, k[(at) + 3], WORD((at) + 3)); \
+		KMG_ROUND(e, f, g, h, a, b, c, d, k[(at) + 4], WORD((at) + 4)); \
+		KMG_ROUND(d, e, f, g, h, a, b, c, k[(at) + 5], WORD((at) + 5)); \
+		KMG_ROUND(c, d, e, f, g, h, a, b, k[(at) + 6], WORD((at) + 6)); \
+		KMG_ROUND(b, c, d, e, f, g, h, a, k[(at) + 7], WORD((at) + 7)); \
 	} while (0)
 
 /*

@@ -94,7 +94,8 @@ LOAD_ATTEMPTS: Final = Metric(
     "kmodgate_module_load_attempts_total",
     Kind.COUNTER,
     "Module loads that reached the first hook, decided or not.",
-    "Attempts = decided + undecided + program misses (less the loads counted as redecided). A rising difference means loads that nobody judged.",
+    "Attempts + redecided = decided + undecided + program misses. A rising difference means loads that "
+    "nobody judged.",
 )
 LOADS_UNDECIDED: Final = Metric(
     "kmodgate_module_loads_undecided_total",
@@ -113,7 +114,9 @@ KERNEL_ERRORS: Final = Metric(
     Kind.COUNTER,
     "Failures inside the attached programs, by what failed.",
     "`loaded_unseen` is critical: a module got in without a decision. `storage_failed` ends in "
-    '`reason="state_missing"`. The others cost detail in events or a retry, not a decision.',
+    '`reason="state_missing"`. `refused_early` counts calls that failed before any hook (no CAP_SYS_MODULE, '
+    "a bad descriptor), `redecided` loads under which the policy changed: no failures. The others cost detail "
+    "in events or a retry, not a decision.",
     (Label("kind", tuple(KernelErrorKind)),),
 )
 DECISION_SECONDS: Final = Metric(
