@@ -115,8 +115,8 @@ KERNEL_ERRORS: Final = Metric(
     "Failures inside the attached programs, by what failed.",
     "`loaded_unseen` is critical: a module got in without a decision. `storage_failed` ends in "
     '`reason="state_missing"`. `refused_early` counts calls that failed before any hook (no '
-    "CAP_SYS_MODULE, a bad descriptor), `redecided` loads under which the policy changed: no failures. The others cost detail "
-    "in events or a retry, not a decision.",
+    "CAP_SYS_MODULE, a bad descriptor) and `redecided` loads under which the policy changed: no "
+    "failures. The others cost detail in events or a retry, not a decision.",
     (Label("kind", tuple(KernelErrorKind)),),
 )
 DECISION_SECONDS: Final = Metric(
