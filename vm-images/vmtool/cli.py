@@ -114,7 +114,7 @@ def run(command: tuple[str, ...], timeout: float, env: tuple[str, ...], **option
 
     \b
     Examples:
-      vm run -- kmodgate doctor
+      vm run -- kmodgate --version
       vm run --share /tmp/x --append lsm=lockdown,yama -- sh -c 'cat /sys/kernel/security/lsm'
       vm run --kernel trixie -- python3 -m pytest /src/tests/vm
     """  # noqa: D301  # \\b is click's mark for "leave these lines as they are"
