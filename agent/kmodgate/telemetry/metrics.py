@@ -183,7 +183,7 @@ BACKEND_INFO: Final = Metric(
     "kmodgate_backend_info",
     Kind.INFO,
     "The rung of the ladder that this node stands on.",
-    "`kmodgate doctor` on the node says why it is not a better one.",
+    "The log of the start says why a node cannot do better.",
     (Label("backend", tuple(Backend)),),
 )
 BUILD_INFO: Final = Metric(
@@ -226,8 +226,8 @@ LOADED_MODULES: Final = Metric(
     "kmodgate_loaded_modules",
     Kind.GAUGE,
     "Modules that are loaded now, by what the kernel says of their signature.",
-    "`unverified` carry the taint `E`. The policy judges loads, not what was in before: `kmodgate scan` "
-    "lists that. Modules that only a configured certificate trusts are `unverified` to the kernel.",
+    "`unverified` carry the taint `E`. The policy judges loads, not what was in before. "
+    "Modules that only a configured certificate trusts are `unverified` to the kernel.",
     (Label("signature", tuple(LoadedSignature)),),
 )
 SCRAPE_ERRORS: Final = Metric(
