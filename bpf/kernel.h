@@ -74,10 +74,6 @@ struct pt_regs {
 };
 #define KMG_TS_COMPAT 0x0002 /* a 32-bit system call is being served (int 0x80 too) */
 #elif defined(__TARGET_ARCH_arm64)
-struct user_pt_regs {
-	__u64 regs[31];
-};
-
 struct pt_regs {
 	__u64 regs[31];
 };

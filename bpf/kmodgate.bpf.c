@@ -37,7 +37,6 @@ static __always_inline int kmg_first_look(struct kmg_load *load, bool *pending)
 	struct kmg_ruling ruling;
 
 	kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET, &ruling);
-	load->now = ruling.now;
 	load->trusted = ruling.trusted;
 	*pending = ruling.now.verdict == KMG_VERDICT_PENDING;
 	/* An allow is not final: the kernel may still refuse. It is counted at the end. */

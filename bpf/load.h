@@ -15,7 +15,6 @@
 struct kmg_load {
 	struct kmg_event event; /* filled as the load goes; sent as it is at the end */
 	struct kmg_decision trusted; /* the decision in case the kernel's keyrings trust it */
-	struct kmg_decision now; /* the decision at the hook passed last */
 	__u64 image; /* kernel address and length of the decompressed module, noted at the */
 	__u64 length; /* entry of module_sig_check, valid while it runs */
 	__s32 signature_result; /* what module_sig_check returned */

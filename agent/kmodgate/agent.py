@@ -53,7 +53,6 @@ class Agent:
         config_path: the node config, watched for changes.
         flag: the policy that a command line flag demands, or None.
         labels: the node's labels, or None when nobody told them.
-        labels: the node's labels, or None when nobody told them.
         events: where the event log goes.
         log_all: tell routine loads too.
         started: seconds since the process began, for the start-up breakdown.
@@ -76,7 +75,6 @@ class Agent:
         self._labels = labels
         self._events = events
         self._log_all = log_all
-        self._started = started
         self._paths = paths or NodePaths()
         self._status = AgentStatus()
         self._metrics = AgentMetrics(self._status)

@@ -121,23 +121,11 @@ def run(command: tuple[str, ...], timeout: float, env: tuple[str, ...], **option
     pairs = dict(item.partition("=")[::2] for item in env)
     chosen = runner.Options(timeout=timeout, env=pairs, **options)  # type: ignore[arg-type]
     try:
-        done = runner.run(command, chosen, stdout=_writer(1), stderr=_writer(2))
+        done = runner.run(command, chosen, stdout=runner.to_descriptor(1), stderr=runner.to_descriptor(2))
     except VmDied as error:
         click.echo(f"{error.tail}\nvm: the machine died: {error}", err=True)
         sys.exit(EXIT_VM_DIED)
     sys.exit(done.status)
-
-
-def _writer(descriptor: int) -> Callable[[bytes], None]:
-    """An unbuffered binary writer: what arrives goes out at once, byte for byte."""
-
-    def write(data: bytes) -> None:
-        with open(descriptor, "wb", buffering=0, closefd=False) as raw:
-            view = memoryview(data)
-            while view:
-                view = view[raw.write(view) :]
-
-    return write
 
 
 @cli.command(context_settings=_HELP)

@@ -6,19 +6,11 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import artifacts
-from .runner import run
-
-
-def _to(descriptor: int) -> Callable[[bytes], None]:
-    def write(data: bytes) -> None:
-        with open(descriptor, "wb", closefd=False) as stream:
-            stream.write(data)
-
-    return write
+from .runner import run, to_descriptor
 
 
 def run_in_guest(
@@ -60,6 +52,6 @@ def run_in_guest(
             timeout=timeout,
             append=append,
             smp=smp,
-            stdout=_to(sys.stdout.fileno()) if live else None,
-            stderr=_to(sys.stderr.fileno()) if live else None,
+            stdout=to_descriptor(sys.stdout.fileno()) if live else None,
+            stderr=to_descriptor(sys.stderr.fileno()) if live else None,
         ).status

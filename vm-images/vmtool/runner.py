@@ -119,6 +119,18 @@ class Tail:
             self._sink(rest)
 
 
+def to_descriptor(descriptor: int) -> Sink:
+    """An unbuffered binary writer: what arrives goes out at once, byte for byte."""
+
+    def write(data: bytes) -> None:
+        with open(descriptor, "wb", buffering=0, closefd=False) as raw:
+            view = memoryview(data)
+            while view:
+                view = view[raw.write(view) :]
+
+    return write
+
+
 def parse_status(text: bytes) -> int | None:
     """The status in what came from the status port, or None: ``start`` line, ``exit N`` line."""
     for line in text.split(b"\n")[:-1]:

@@ -111,11 +111,11 @@ def command(file: Path, config_path: Path, place: str, kernel_trust: tuple[Path,
 
 def explain(file: Path, config_path: Path, place: str, kernel_trust: tuple[Path, ...]) -> Explanation:
     """Gather the facts and decide. Raises KmodgateError for input that cannot be used."""
-    from kmodgate import config as node_config  # noqa: PLC0415  # heavy, only needed here
-    from kmodgate.fsutil import read_regular_file  # noqa: PLC0415
-    from kmodgate.inspection import inspect  # noqa: PLC0415
-    from kmodgate.signature import TrustStore  # noqa: PLC0415
-    from kmodgate.truststore import load_trust  # noqa: PLC0415
+    from kmodgate import config as node_config
+    from kmodgate.fsutil import read_regular_file
+    from kmodgate.inspection import inspect
+    from kmodgate.signature import TrustStore
+    from kmodgate.truststore import load_trust
 
     config = node_config.load(config_path)
     policy = node_config.to_effective_policy(config)
@@ -205,7 +205,7 @@ def _revocation_notes(policy: EffectivePolicy, facts: LoadFacts) -> list[str]:
 
 def _notes(policy: EffectivePolicy, trust: TrustStore) -> list[str]:
     """What the kernel that runs here adds to the policy by itself."""
-    from kmodgate.node import limits, read_facts  # noqa: PLC0415  # only needed here
+    from kmodgate.node import limits, read_facts
 
     try:
         findings = limits(read_facts(), policy, configured_certificates=bool(trust))

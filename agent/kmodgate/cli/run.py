@@ -15,7 +15,7 @@ from kmodgate.model import Policy
 
 def _seconds_since_start() -> float:
     """Since this process began, by the kernel's account (proc_pid_stat(5), field 22)."""
-    import os  # noqa: PLC0415  # with the other reads of /proc, and nowhere else
+    import os
 
     fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -65,8 +65,8 @@ def command(
 
     Needs root, libbpf1, and a kernel with BTF and `bpf` among its security modules.
     """
-    from kmodgate.agent import Agent  # noqa: PLC0415  # heavy, and only this command needs it
-    from kmodgate.telemetry.log import Form, configure  # noqa: PLC0415
+    from kmodgate.agent import Agent
+    from kmodgate.telemetry.log import Form, configure
 
     flag = None if enforce is None else Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE
     handler = configure(sys.stderr, form=Form(log_format))

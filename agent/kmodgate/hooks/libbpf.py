@@ -89,7 +89,6 @@ def _open_library() -> ctypes.CDLL:
         "bpf_link__destroy": (integer, (pointer,)),
         "bpf_map__fd": (integer, (pointer,)),
         "bpf_map_update_elem": (integer, (integer, pointer, pointer, u64)),
-        "bpf_map_lookup_elem": (integer, (integer, pointer, pointer)),
         "bpf_map_delete_elem": (integer, (integer, pointer)),
         "bpf_prog_test_run_opts": (integer, (integer, ctypes.POINTER(_TestRunOpts))),
         "bpf_obj_get_info_by_fd": (integer, (integer, pointer, ctypes.POINTER(u32))),
@@ -161,15 +160,6 @@ class Map:
     def update(self, key: bytes, value: bytes) -> None:
         """Store one element (``BPF_ANY``). Raises HookError, for instance when it is full."""
         _library.integer(f"map {self.name}: update", _library.lib.bpf_map_update_elem(self.fd, key, value, 0))
-
-    def lookup(self, key: bytes, value_size: int) -> bytes | None:
-        """The value of a key, or None."""
-        buffer = ctypes.create_string_buffer(value_size)
-        result = _library.lib.bpf_map_lookup_elem(self.fd, key, buffer)
-        if result == -errno.ENOENT:
-            return None
-        _library.integer(f"map {self.name}: look-up", result)
-        return buffer.raw
 
     def delete(self, key: bytes) -> None:
         """Remove one element; one that is not there is no error."""
