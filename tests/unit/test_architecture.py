@@ -43,6 +43,7 @@ ONLY_IN = {
     "elftools": ("modfile",),
     "prometheus_client": ("telemetry",),
     "ctypes": ("hooks",),
+    "rich": ("cli",),
     "yaml": ("config", "cli"),
     "docker": (),
 }
