@@ -47,6 +47,29 @@ def files_named(path: Path) -> list[Path]:
     return [*trust.certificates, *trust.revoked]
 
 
+def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> None:
+    """Node pools without labels to pick one by. Raises NodeError."""
+    if config.node_pools and labels is None:
+        raise NodeError(
+            f"{config.source}: nodePools need the node's labels, which this version does not look up; "
+            "name them with --node-label KEY=VALUE"
+        )
+
+
+def refuse_unimplemented(config: NodeConfig) -> None:
+    """What the config of one node may ask for and this version does not do. Raises NodeError."""
+    if config.backend not in {BackendChoice.AUTO, BackendChoice.BPF_LSM}:
+        raise NodeError(
+            f"{config.origin('backend')}: backend {config.backend} is not in this version; "
+            f"write {BackendChoice.BPF_LSM}, or leave it out"
+        )
+    if config.policy is Policy.ENFORCE and not config.trust.kernel_keyrings:
+        raise NodeError(
+            f"{config.origin('trust.kernelKeyrings')}: kernelKeyrings: false needs a digest of every load, "
+            "which this version does not take; leave it true"
+        )
+
+
 def read_settings(
     path: Path, flag: Policy | None, facts: NodeFacts, labels: Mapping[str, str] | None = None
 ) -> Settings:
@@ -64,24 +87,11 @@ def read_settings(
     config = node_config.load(path)
     if flag is not None:
         config = config.with_policy(flag)
-    if config.node_pools and labels is None:
-        raise NodeError(
-            f"{config.source}: nodePools need the node's labels, which this version does not look up; "
-            "name them with --node-label KEY=VALUE"
-        )
+    refuse_unlabelled(config, labels)
     config = node_config.resolve(config, labels or {})
-    if config.backend not in {BackendChoice.AUTO, BackendChoice.BPF_LSM}:
-        raise NodeError(
-            f"{config.origin('backend')}: backend {config.backend} is not in this version; "
-            f"write {BackendChoice.BPF_LSM}, or leave it out"
-        )
+    refuse_unimplemented(config)
     policy = to_effective_policy(config)
     trust, digest = load_trust(config.trust.certificates, config.trust.revoked)
-    if policy.policy is Policy.ENFORCE and not config.trust.kernel_keyrings:
-        raise NodeError(
-            f"{config.origin('trust.kernelKeyrings')}: kernelKeyrings: false needs a digest of every load, "
-            "which this version does not take; leave it true"
-        )
     findings = limits(
         facts, policy, configured_certificates=bool(trust), kernel_keyrings=config.trust.kernel_keyrings
     )

@@ -32,6 +32,7 @@ LAYERS = {
     "selfprobe": 5,
     "settings": 5,
     "agent": 6,
+    "doctor": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": -1,

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run the node agent: enforce the policy, serve metrics, log decisions."),
     "verify": ("verify", "Verify the signatures of module files. Needs no root and no kernel."),
     "explain": ("explain", "Explain the verdict that a policy gives one module file."),
+    "doctor": ("doctor", "Say what this node can enforce, rung by rung, and why not more."),
     "describe": ("describe", "Print the node's policy in the shape of the GKE API."),
 }
 

@@ -6,6 +6,15 @@ from __future__ import annotations
 import click
 
 
+def examples(*pairs: tuple[str, str]) -> str:
+    """A command's ``epilog``: commands to type, each with what it answers.
+
+    Kept as it is by click (a paragraph that begins with a backspace character).
+    """
+    lines = [f"  {typed}\n      {meaning}" for typed, meaning in pairs]
+    return "\b\nExamples:\n" + "\n".join(lines)
+
+
 def parse_labels(
     context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ladder of backends, each rung judged by what the kernel was seen to offer. Pure.
+
+Features are asked for by name, never by release; releases stand in remedies only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from kmodgate.model import Backend
+
+from .seen import Seen
+
+HELPERS: Final = ("bpf_loop", "bpf_task_storage_get", "bpf_copy_from_user_task", "bpf_d_path")
+SIGNATURE_CHECK: Final = "module_sig_check"
+LSM_HOOKS: Final = ("bpf_lsm_kernel_read_file", "bpf_lsm_kernel_load_data", "bpf_lsm_locked_down")
+SECURITY_CALLS: Final = ("security_kernel_read_file", "security_kernel_load_data", "security_locked_down")
+MEMCG_ACCOUNTING: Final = "bpf_ktime_get_coarse_ns"
+"""Came with the kernel that charges BPF memory to the cgroup and forgets RLIMIT_MEMLOCK (5.11)."""
+
+ASKED: Final = (*HELPERS, SIGNATURE_CHECK, *LSM_HOOKS, *SECURITY_CALLS, MEMCG_ACCOUNTING)
+"""All names that are looked up in the kernel's BTF."""
+
+MACHINES: Final = ("x86_64", "aarch64")
+IMPLEMENTED: Final = frozenset({Backend.BPF_LSM})
+"""The rungs that this version can stand on."""
+
+
+class Need(NamedTuple):
+    """Something that a rung needs.
+
+    Attributes:
+        met: None when it could not be seen.
+        problem: what is wrong when it is not met, and what to do.
+        unseen: what to do to see it.
+    """
+
+    met: bool | None
+    problem: str
+    unseen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One backend on this node.
+
+    Attributes:
+        offered: the node has all it needs; None when that could not be seen.
+        implemented: this version of kmodgate has it.
+        enforces: what it could refuse here.
+        problems: what is missing, each with its remedy.
+        unseen: what could not be seen, each with how to see it.
+    """
+
+    backend: Backend
+    offered: bool | None
+    implemented: bool
+    enforces: str
+    problems: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+def rungs(seen: Seen) -> tuple[Rung, ...]:
+    """Every rung, best first."""
+    return tuple(
+        _rung(backend, enforces, needs)
+        for backend, enforces, needs in (
+            (Backend.BPF_LSM, "every load", _with_ours(seen, [*_lsm(seen), *_full(seen)])),
+            (Backend.BPF_FMOD_RET, _fmod_ret_enforces(seen), [*_full(seen), *_security_calls(seen)]),
+            (Backend.BPF_LSM_BASIC, "LoadPin and the kernel's keyrings", [*_lsm(seen), *_trampolines(seen)]),
+            (Backend.BCC, _bcc_enforces(seen), list(_bcc(seen))),
+            (Backend.TRACEFS, _tracefs_enforces(seen), list(_tracefs(seen))),
+        )
+    )
+
+
+def _rung(backend: Backend, enforces: str, needs: list[Need]) -> Rung:
+    problems = tuple(need.problem for need in needs if need.met is False)
+    unseen = tuple(need.unseen for need in needs if need.met is None)
+    return Rung(
+        backend=backend,
+        offered=False if problems else None if unseen else True,
+        implemented=backend in IMPLEMENTED,
+        enforces=enforces,
+        problems=problems,
+        unseen=unseen,
+    )
+
+
+def _names(seen: Seen, names: tuple[str, ...]) -> tuple[bool | None, str]:
+    """Whether BTF has all of them, and those that it lacks."""
+    if seen.functions is None:
+        # Without type information nothing that needs it works, and that is said elsewhere.
+        return None, ""
+    missing = [name for name in names if name not in seen.functions]
+    return not missing, ", ".join(missing)
+
+
+def _trampolines(seen: Seen) -> Iterator[Need]:
+    """What every program at a kernel function needs."""
+    facts = seen.facts
+    yield Need(
+        facts.btf,
+        "no type information (/sys/kernel/btf/vmlinux): use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+        "",
+    )
+    yield Need(
+        facts.ftrace_enabled is not False,
+        "kernel.ftrace_enabled is 0: run sysctl kernel.ftrace_enabled=1 and remove the setting",
+        "",
+    )
+    yield Need(
+        seen.jit is not False,
+        "net.core.bpf_jit_enable is 0: run sysctl net.core.bpf_jit_enable=1 and remove the setting",
+        "",
+    )
+
+
+def _lsm(seen: Seen) -> Iterator[Need]:
+    """BPF programs as a security module."""
+    facts = seen.facts
+    if seen.option("BPF_LSM") is False:
+        problem = "the kernel is built without CONFIG_BPF_LSM: use a kernel that has it"
+    else:
+        listed = ",".join((*(facts.lsms or ()), "bpf"))
+        problem = f"bpf is not among the active security modules: add lsm={listed} to the kernel command line"
+    yield Need(
+        facts.has_bpf_lsm,
+        problem,
+        "the list of security modules: mount -t securityfs securityfs /sys/kernel/security",
+    )
+
+
+def _full(seen: Seen) -> Iterator[Need]:
+    """Digest and wait inside the kernel."""
+    yield from _trampolines(seen)
+    unseen = "the kernel's BPF helpers, on the running kernel" if not seen.live else "/sys/kernel/btf/vmlinux"
+    if seen.facts.btf:
+        met, missing = _names(seen, HELPERS)
+        yield Need(met, f"no BPF helper {missing}: use Linux 5.18 or later", unseen)
+        met, missing = _names(seen, (SIGNATURE_CHECK,))
+        yield Need(
+            met,
+            f"no function {missing}() to attach to: use a kernel with CONFIG_MODULE_SIG=y",
+            unseen,
+        )
+
+
+def _with_ours(seen: Seen, kernel: list[Need]) -> list[Need]:
+    """The kernel's part, and what kmodgate's programs met on it; that only echoes a missing part."""
+    machines = " and ".join(MACHINES)
+    needs = [
+        *kernel,
+        Need(seen.machine in {None, *MACHINES}, f"machine type {seen.machine}: only {machines} work", ""),
+    ]
+    if all(need.met is not False for need in needs):
+        needs.append(Need(not seen.libbpf, seen.libbpf or "", ""))
+        needs.append(Need(not seen.load, f"the kernel does not take the programs: {seen.load}", ""))
+    return needs
+
+
+def _security_calls(seen: Seen) -> Iterator[Need]:
+    if seen.facts.btf:
+        met, missing = _names(seen, SECURITY_CALLS)
+        yield Need(met, f"no function {missing} to attach to: use a kernel with CONFIG_SECURITY=y", "")
+
+
+def _fmod_ret_enforces(seen: Seen) -> str:
+    preemption = seen.facts.preemption
+    if preemption is None:
+        return "every load; best effort if the kernel is preemptible"
+    if preemption.may_preempt_kernel:
+        return "best effort only: this kernel is preemptible, and the kernel skips such programs at times"
+    return "every load"
+
+
+def _bcc(seen: Seen) -> Iterator[Need]:
+    build = "the kernel's build config: keep /boot/config-RELEASE, or build with CONFIG_IKCONFIG_PROC=y"
+    for option in ("KPROBES", "BPF_EVENTS"):
+        yield Need(seen.option(option), f"the kernel is built without CONFIG_{option}", build)
+    release = seen.facts.release or "RELEASE"
+    yield Need(
+        seen.headers, f"no kernel headers: install them (Debian: apt-get install linux-headers-{release})", ""
+    )
+
+
+def _bcc_enforces(seen: Seen) -> str:
+    override = seen.option("BPF_KPROBE_OVERRIDE")
+    if override is None:
+        return "loads, if the kernel has CONFIG_BPF_KPROBE_OVERRIDE"
+    return "loads, where errors may be injected" if override else "nothing: CONFIG_BPF_KPROBE_OVERRIDE is off"
+
+
+def _tracefs(seen: Seen) -> Iterator[Need]:
+    yield Need(
+        seen.tracefs,
+        "no tracefs: use a kernel with CONFIG_FTRACE_SYSCALLS=y",
+        "tracefs: mount -t tracefs tracefs /sys/kernel/tracing",
+    )
+
+
+def _tracefs_enforces(seen: Seen) -> str:
+    if seen.facts.signatures.built:
+        return "nothing by itself; the kernel does with module.sig_enforce=1, for its own keyrings"
+    return "nothing"

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The answer: can this node enforce this policy with this version? Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .checks import checks
+from .ladder import Rung, rungs
+from .line import Check, State
+from .seen import Purpose, Seen
+
+
+class Answer(StrEnum):
+    """Whether the policy can be enforced; ``unknown`` when what decides it was out of sight."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All that ``doctor`` says.
+
+    Attributes:
+        answer: for the policy asked about, with a rung that this version has.
+        because: what decides it, when it is not yes.
+        node_can: best rung that the node offers, implemented or not; None when none.
+    """
+
+    answer: Answer
+    because: tuple[str, ...]
+    rungs: tuple[Rung, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def node_can(self) -> Rung | None:
+        """Best rung that the node offers, whether this version has it or not."""
+        return next((rung for rung in self.rungs if rung.offered), None)
+
+
+def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
+    """Judge what was seen.
+
+    On an image nothing counts against it that only a running kernel shows; on a live node what
+    a usable rung needs must have been seen.
+    """
+    ladder = rungs(seen)
+    lines = checks(seen, purpose)
+    usable = [rung for rung in ladder if rung.implemented]
+    against = [f"{line.subject}: {line.message}" for line in lines if line.state is State.PROBLEM]
+    if not against and all(rung.offered is False for rung in usable):
+        against = [problem for rung in usable for problem in rung.problems]
+    if against:
+        return Diagnosis(Answer.NO, tuple(against), ladder, lines)
+    if seen.live and not any(rung.offered for rung in usable):
+        unseen = [text for rung in usable for text in rung.unseen]
+        return Diagnosis(Answer.UNKNOWN, tuple(dict.fromkeys(unseen)), ladder, lines)
+    return Diagnosis(Answer.YES, (), ladder, lines)

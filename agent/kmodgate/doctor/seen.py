@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``doctor`` looked at. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from kmodgate.model import EffectivePolicy
+from kmodgate.node import NodeFacts
+from kmodgate.node.process import ProcessFacts
+from kmodgate.signature import TrustStore
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSeen:
+    """The answer of the agent's ``/readyz``.
+
+    Attributes:
+        address: where it was asked.
+        ready: what it said; None when nobody answered.
+        said: its first line, or why there was no answer.
+    """
+
+    address: str
+    ready: bool | None
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What the node is wanted for.
+
+    Attributes:
+        policy: to be enforced on it.
+        trust: configured certificates and revocations.
+        kernel_keyrings: the kernel's keyrings are trusted.
+        require_validity: certificates outside their validity count for nothing.
+        refusal: why this version would not start with the config, or None.
+        warnings: of the config itself.
+    """
+
+    policy: EffectivePolicy
+    trust: TrustStore
+    kernel_keyrings: bool = True
+    require_validity: bool = False
+    refusal: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One look at a node, or at the image of one; None where it does not tell.
+
+    Attributes:
+        live: a running kernel was looked at; False for a mounted image.
+        kernels: releases whose build config the image holds; of these, ``facts.release`` was
+            looked at.
+        machine: ``uname -m``.
+        kconfig: options of the build, without ``CONFIG_``.
+        functions: which of the names asked for the kernel's BTF has.
+        crypto: names of ``/proc/crypto``.
+        profile: name of the kernel profile that these make.
+        headers: the kernel's headers are installed.
+        tracefs: it is there to be mounted or is mounted.
+        jit: ``net.core.bpf_jit_enable`` is not 0.
+        libbpf: why libbpf or the programs are missing; empty when they are here.
+        load: how loading the programs went: empty when the kernel took them, else what it
+            said; None when it was not tried.
+        now: the clock, UTC.
+    """
+
+    live: bool
+    facts: NodeFacts
+    now: datetime
+    kernels: tuple[str, ...] = ()
+    machine: str | None = None
+    kconfig: Mapping[str, str] | None = None
+    functions: frozenset[str] | None = None
+    crypto: frozenset[str] | None = None
+    profile: str | None = None
+    process: ProcessFacts | None = None
+    bpffs: tuple[str, ...] | None = None
+    pinned: tuple[str, ...] | None = None
+    headers: bool | None = None
+    tracefs: bool | None = None
+    jit: bool | None = None
+    libbpf: str | None = None
+    load: str | None = None
+    agent: AgentSeen | None = None
+
+    def option(self, name: str) -> bool | None:
+        """Whether a build option is on (``y``); None when the build's config is not at hand."""
+        return None if self.kconfig is None else self.kconfig.get(name) == "y"
