@@ -10,6 +10,9 @@ from pathlib import Path
 # Far above anything the kernel prints into one of these files, /proc/keys and
 # mountinfo of a busy node included.
 MAX_BYTES = 16 << 20
+# A sysctl answers ENOMEM to a larger read: proc_sys_call_handler() wants less than
+# KMALLOC_MAX_SIZE, 4 MiB at most.
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +31,17 @@ def read_bytes(path: Path) -> bytes | None:
     """The file's bytes, at most 16 MiB of them; None when absent or not readable by this user."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(MAX_BYTES)
     except OSError:
         return None
+    data = bytearray()
+    try:
+        while chunk := os.read(descriptor, min(_CHUNK, MAX_BYTES - len(data))):
+            data += chunk
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return bytes(data)
 
 
 def read_text(path: Path) -> str | None:
