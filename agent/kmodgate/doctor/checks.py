@@ -119,7 +119,6 @@ def _bpf(seen: Seen, purpose: Purpose, findings: Findings) -> Iterator[Check]:
             else ok("ftrace", "kernel.ftrace_enabled", "1"),
         )
         yield _jit(seen)
-        yield _programs(seen)
 
 
 def _functions(seen: Seen) -> Check:
@@ -147,6 +146,10 @@ def _jit(seen: Seen) -> Check:
 
 def _programs(seen: Seen) -> Check:
     code, subject = "programs", "kmodgate's programs"
+    if seen.functions is not None and SIGNATURE_CHECK not in seen.functions:
+        return unknown(
+            code, subject, "not tried: they attach to a function that this kernel lacks, see above"
+        )
     if seen.libbpf:
         return problem(code, subject, seen.libbpf)
     if seen.load is None:
@@ -165,7 +168,9 @@ def _signatures(seen: Seen, purpose: Purpose, findings: Findings) -> Iterator[Ch
         ("module-sig-missing", "module-sig-unknown"),
         _signature_check(seen),
     )
-    if not seen.live:
+    if seen.live:
+        yield _programs(seen)
+    else:
         return
     enforced = facts.signatures.enforced
     yield judged(
@@ -198,7 +203,7 @@ def _signature_check(seen: Seen) -> Check:
         return problem(
             code,
             subject,
-            f"the compiler inlined {SIGNATURE_CHECK}(), so nothing can attach to it; use another build",
+            f"the compiler inlined {SIGNATURE_CHECK}(), so nothing can attach to it; use a newer kernel",
         )
     return ok(code, subject, "checked by the kernel")
 
