@@ -54,7 +54,7 @@ def test_crypto_names_are_those_that_passed(tree: Tree, bare: Tree) -> None:
     assert parse_crypto(CRYPTO) == {"sha256", "pkcs1(rsa,sha512)"}
     assert parse_crypto("garbage\n\n: :\n") == frozenset()
     tree.write("proc/crypto", CRYPTO)
-    assert read_crypto(tree.paths) == {"sha256", "pkcs1(rsa,sha512)"}
+    assert read_crypto(tree.paths) == frozenset({"sha256", "pkcs1(rsa,sha512)"})
     tree.write("proc/crypto", "")
     assert read_crypto(tree.paths) is None
     assert read_crypto(bare.paths) is None
@@ -66,8 +66,8 @@ def test_this_machine_has_sha256() -> None:
 
 def test_btf_knows_whole_names_only() -> None:
     names = ("bpf_loop", "loop", "bpf_loo", "bpf_loop2")
-    assert names_in_btf(btf("bpf_loop", "other"), names) == {"bpf_loop"}
-    assert names_in_btf(btf("a", header=32), ["a"]) == {"a"}
+    assert names_in_btf(btf("bpf_loop", "other"), names) == frozenset({"bpf_loop"})
+    assert names_in_btf(btf("a", header=32), ["a"]) == frozenset({"a"})
     assert names_in_btf(btf(), ["a"]) == frozenset()
 
 
@@ -82,7 +82,7 @@ def test_this_machines_btf_names_its_functions() -> None:
     blob = Path("/sys/kernel/btf/vmlinux")
     if not blob.exists():
         pytest.skip("this kernel has no BTF")
-    assert names_in_btf(blob.read_bytes(), ["do_exit", "kmg_no_such_function"]) == {"do_exit"}
+    assert names_in_btf(blob.read_bytes(), ["do_exit", "kmg_no_such_function"]) == frozenset({"do_exit"})
 
 
 def test_bpffs_and_what_is_pinned(tree: Tree, bare: Tree) -> None:
@@ -100,11 +100,9 @@ def test_bpffs_and_what_is_pinned(tree: Tree, bare: Tree) -> None:
 
 
 def test_capabilities_by_bit() -> None:
-    assert parse_capabilities("Name:\tx\nCapEff:\t000000c000010000\nCapBnd:\tffff\n") == {
-        Capability.CAP_BPF,
-        Capability.CAP_PERFMON,
-        Capability.CAP_SYS_MODULE,
-    }
+    assert parse_capabilities("Name:\tx\nCapEff:\t000000c000010000\nCapBnd:\tffff\n") == frozenset(
+        {Capability.CAP_BPF, Capability.CAP_PERFMON, Capability.CAP_SYS_MODULE}
+    )
     assert parse_capabilities("CapEff:\t0000000000000000\n") == frozenset()
     assert parse_capabilities("CapEff: none\n") is None
 
