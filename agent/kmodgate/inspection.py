@@ -14,7 +14,7 @@ from .errors import ModuleFormatError
 from .model import ModuleInfo, SignatureReport
 from .modfile import decompress, modinfo
 from .modfile.decompress import BytesLike
-from .signature import TrustStore, report
+from .signature import LATEST, KernelProfile, TrustStore, report
 
 DEFAULT_MAX_SIZE = 64 << 20
 
@@ -27,6 +27,7 @@ def inspect(
     now: datetime | None = None,
     require_validity: bool = False,
     with_module: bool = True,
+    profile: KernelProfile = LATEST,
 ) -> SignatureReport:
     """Report on one module file.
 
@@ -36,6 +37,7 @@ def inspect(
         max_size: most bytes after decompression.
         now: the time (aware, UTC), for validity.
         require_validity: refuse anchors outside their validity.
+        profile: the kernel whose answer is asked for.
         with_module: read the module's own strings; False leaves ``module`` None.
 
     Raises:
@@ -51,4 +53,12 @@ def inspect(
             module = modinfo(data)
         except ModuleFormatError as error:
             note = str(error)
-    return report(data, trust, module=module, note=note, now=now, require_validity=require_validity)
+    return report(
+        data,
+        trust,
+        module=module,
+        note=note,
+        now=now,
+        require_validity=require_validity,
+        profile=profile,
+    )

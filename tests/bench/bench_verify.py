@@ -31,8 +31,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa, utils
 from kmodgate.cli.verify import as_json
 from kmodgate.fsutil import read_regular_file
 from kmodgate.inspection import DEFAULT_MAX_SIZE, inspect
-from kmodgate.signature import TrustStore, load_certificates, verify
-from kmodgate.signature.cms import parse
+from kmodgate.signature import LATEST, TrustStore, load_certificates, verify
+from kmodgate.signature.kernel.message import parse_message
 from kmodgate.signature.trailer import split
 
 MAX_SIZE = DEFAULT_MAX_SIZE
@@ -48,7 +48,7 @@ def floor(certificate: Path, files: list[str]) -> Work:
     cut: dict[str, tuple[int, bytes]] = {}
     for name in files:
         parts = split(Path(name).read_bytes())
-        cut[name] = len(parts.payload), parse(parts.cms).signers[0].signature
+        cut[name] = len(parts.payload), parse_message(parts.cms, LATEST).signers[0].signature.value
 
     def work(names: list[str]) -> None:
         for name in names:

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PKCS#7 / CMS SignedData, as much of it as a module signature may hold.
+"""PKCS#7 / CMS SignedData as strict DER: what a message must be, on top of what kernels ask.
 
-This module decodes and checks structure. It computes no digest, looks up no signer and
-decides no trust. The ASN.1 is declared and decoded as strict DER by ``cryptography``;
-where the kernel's BER decoder takes more (trailing bytes, indefinite lengths, PKCS#7's
-SEQUENCE variants), kmodgate refuses with EBADMSG.
+Kernels overlook bytes after the message, indefinite lengths, wrong constructed bits and more
+(``signature.kernel`` is a model of that). Here the ASN.1 is declared and decoded by
+``cryptography``, which overlooks none of it. This module computes no digest, looks up no signer
+and decides no trust.
 
-Sources: RFC 5652 section 5.1; ``crypto/asymmetric_keys/pkcs7.asn1`` and
-``pkcs7_parser.c`` for the errno of each defect.
+Sources: RFC 5652 section 5, RFC 3370, RFC 5754, RFC 9882.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from cryptography import x509
@@ -21,13 +19,9 @@ from cryptography.hazmat import asn1
 from kmodgate.errors import SignatureError
 from kmodgate.model import SignatureStatus
 
-# Version numbers say how a signer is named (RFC 5652 section 5.3).
-_BY_ISSUER, _BY_SKID = 1, 3
 _SEQUENCE_TAG = b"\x30"
-
-OID_SIGNED_DATA = x509.ObjectIdentifier("1.2.840.113549.1.7.2")
-OID_DATA = x509.ObjectIdentifier("1.2.840.113549.1.7.1")
-OID_MS_INDIRECT_DATA = x509.ObjectIdentifier("1.3.6.1.4.1.311.2.1.4")
+_MLDSA_ARC = "2.16.840.1.101.3.4.3."
+_MLDSA = frozenset(x509.ObjectIdentifier(f"{_MLDSA_ARC}{number}") for number in (17, 18, 19))
 
 
 @asn1.sequence
@@ -83,133 +77,46 @@ class ContentInfo:
     """RFC 5652 section 3, holding SignedData."""
 
     content_type: x509.ObjectIdentifier
-    content: Annotated[SignedData | None, asn1.Explicit(0)]
+    content: Annotated[SignedData, asn1.Explicit(0)]
 
 
-@asn1.sequence
-class _AnyContentInfo:
-    """RFC 5652 section 3, whatever it holds: tells a foreign type from broken DER."""
-
-    content_type: x509.ObjectIdentifier
-    content: asn1.TLV
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A decoded message whose structure the kernel's parser would take.
-
-    Attributes:
-        signers: at least one.
-        digest_algorithms: what the message announces; the kernel does not look at it.
-        certificates: the embedded ones, in the order of the message; trusted by nothing.
-        content_type: pkcs7-data, or Microsoft's indirect data.
-        has_content: True when the content is embedded instead of detached.
-        has_signed_attributes: True when every SignerInfo has them, False when none has.
-    """
-
-    signers: tuple[SignerInfo, ...]
-    digest_algorithms: tuple[AlgorithmIdentifier, ...]
-    certificates: tuple[x509.Certificate, ...]
-    content_type: x509.ObjectIdentifier
-    has_content: bool
-    has_signed_attributes: bool
+def overlooked(detail: str) -> SignatureError:
+    """The error for what every kernel lets pass: it cannot be told from tampering."""
+    return SignatureError(
+        SignatureStatus.MALFORMED_SIGNATURE,
+        "EBADMSG",
+        f"PKCS#7 message: {detail} (kernels overlook that, kmodgate does not)",
+    )
 
 
-def _malformed(errno_name: str, detail: str) -> SignatureError:
-    return SignatureError(SignatureStatus.MALFORMED_SIGNATURE, errno_name, f"PKCS#7 message: {detail}")
+def check_strict(der: bytes) -> None:
+    """Refuse what kernels overlook and no signing tool writes.
 
+    The message must be DER to its last byte. Parameters of its algorithms must be NULL or
+    absent, each SignerInfo's digest must be announced, and signed attributes stand beside
+    ML-DSA only: no byte is left that could be changed without notice, but for unsigned
+    attributes and for what belongs to signers that are not looked up.
 
-def _decode(der: bytes) -> ContentInfo:
-    try:
-        return asn1.decode_der(ContentInfo, der)
-    except ValueError as error:
-        try:
-            outer = asn1.decode_der(_AnyContentInfo, der)
-        except ValueError:
-            outer = None
-        if outer is not None and outer.content_type != OID_SIGNED_DATA:
-            raise _wrong_type(outer.content_type) from error
-        reason = str(error).removeprefix("error parsing asn1 value: ")
-        raise _malformed("EBADMSG", f"not the DER of SignedData ({reason})") from error
-
-
-def _wrong_type(content_type: x509.ObjectIdentifier) -> SignatureError:
-    return _malformed("EINVAL", f"its type is {content_type.dotted_string}, not signedData")
-
-
-def check_strict(message: Message) -> None:
-    """Refuse what every kernel overlooks and no signing tool writes.
-
-    Parameters of the algorithms must be NULL or absent (RFC 3370, RFC 5754), and each
-    SignerInfo's digest must be announced (RFC 5652 section 5.1): no byte of a message is
-    left that could be changed without notice.
+    Args:
+        der: a message that the kernel's parser has taken.
 
     Raises:
         SignatureError: ``malformed_signature`` EBADMSG.
     """
-    announced = {identifier.algorithm for identifier in message.digest_algorithms}
-    identifiers = list(message.digest_algorithms)
-    for signer in message.signers:
+    try:
+        data = asn1.decode_der(ContentInfo, der).content
+    except ValueError as error:
+        reason = str(error).removeprefix("error parsing asn1 value: ")
+        raise overlooked(f"not the DER of SignedData ({reason})") from error
+    announced = {identifier.algorithm for identifier in data.digest_algorithms.as_list()}
+    identifiers = list(data.digest_algorithms.as_list())
+    for signer in data.signer_infos.as_list():
         identifiers += (signer.digest_algorithm, signer.signature_algorithm)
         if signer.digest_algorithm.algorithm not in announced:
-            raise _malformed("EBADMSG", f"a SignerInfo's digest is not announced{_OVERLOOKED}")
+            raise overlooked("a SignerInfo's digest is not announced")
+        if signer.signed_attrs is not None and signer.signature_algorithm.algorithm not in _MLDSA:
+            raise overlooked("signed attributes beside a signature that is not ML-DSA")
+        if isinstance(signer.sid, IssuerAndSerialNumber) and signer.sid.issuer.tag_bytes != _SEQUENCE_TAG:
+            raise overlooked("an issuer that is no Name")
     if any(isinstance(identifier.parameters, asn1.TLV) for identifier in identifiers):
-        raise _malformed("EBADMSG", f"an algorithm has parameters{_OVERLOOKED}")
-
-
-_OVERLOOKED = " (kernels overlook that, kmodgate does not)"
-
-
-def _check_signer(data: SignedData, signer: SignerInfo) -> None:
-    """The version rules of ``pkcs7_note_signerinfo_version()``, stricter than RFC 5652."""
-    sid = signer.sid
-    if isinstance(sid, IssuerAndSerialNumber) and sid.issuer.tag_bytes != _SEQUENCE_TAG:
-        raise _malformed("EBADMSG", "the issuer is no Name")
-    if signer.version not in {_BY_ISSUER, _BY_SKID}:
-        raise _malformed("EINVAL", f"SignerInfo version {signer.version} is not 1 or 3")
-    if (signer.version == _BY_ISSUER) != (data.version == _BY_ISSUER):
-        raise _malformed(
-            "EBADMSG", f"a version {signer.version} SignerInfo in version {data.version} SignedData"
-        )
-    by_skid = isinstance(sid, bytes)
-    # The kernel takes the key id from the field that the version promises, finds it empty,
-    # and its keyring search refuses an empty id.
-    if by_skid != (signer.version == _BY_SKID) or sid == b"":
-        raise _malformed("EINVAL", "the signer id is empty or not of the kind that the version promises")
-
-
-def parse(der: bytes) -> Message:
-    """Decode a message and check what the kernel's parser checks.
-
-    Raises:
-        SignatureError: ``malformed_signature`` with EBADMSG (not DER, not this structure,
-            CRLs, mixed versions) or EINVAL (outer type, content type, versions, no signer,
-            signed attributes on some signers only, a signer id that cannot be).
-    """
-    outer = _decode(der)
-    if outer.content_type != OID_SIGNED_DATA:
-        raise _wrong_type(outer.content_type)
-    data = outer.content
-    if data is None:
-        raise _malformed("EINVAL", "it holds no SignedData")
-    if data.version not in {_BY_ISSUER, _BY_SKID}:
-        raise _malformed("EINVAL", f"SignedData version {data.version} is not 1 or 3")
-    content = data.encap_content_info
-    if content.content_type not in {OID_DATA, OID_MS_INDIRECT_DATA}:
-        raise _malformed(
-            "EINVAL", f"the content type is {content.content_type.dotted_string}, not pkcs7-data"
-        )
-    signers = tuple(data.signer_infos.as_list())
-    for signer in signers:
-        _check_signer(data, signer)
-    with_attributes = sum(signer.signed_attrs is not None for signer in signers)
-    if not signers or with_attributes not in {0, len(signers)}:
-        raise _malformed("EINVAL", "no SignerInfo, or signed attributes on some of them only")
-    return Message(
-        signers=signers,
-        digest_algorithms=tuple(data.digest_algorithms.as_list()),
-        certificates=() if data.certificates is None else tuple(data.certificates.as_list()),
-        content_type=content.content_type,
-        has_content=content.content is not None,
-        has_signed_attributes=with_attributes > 0,
-    )
+        raise overlooked("an algorithm has parameters")

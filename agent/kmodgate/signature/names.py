@@ -13,6 +13,8 @@ import warnings
 from cryptography import x509
 from cryptography.hazmat import asn1
 
+_SHORT = 0x80  # lengths below stand in one byte (X.690 section 8.1.3.4)
+
 
 def escape(text: str) -> str:
     """Replace what is not printable by its UTF-8 bytes in hexadecimal (RFC 4514 section 2.4)."""
@@ -22,6 +24,19 @@ def escape(text: str) -> str:
         char if char.isprintable() else "".join(f"\\{byte:02X}" for byte in char.encode("utf-8", "replace"))
         for char in text
     )
+
+
+def render(contents: bytes) -> str:
+    """Render the contents of a Name's SEQUENCE, as the kernel's parser keeps them."""
+    size = len(contents)
+    head = bytes((size,)) if size < _SHORT else b""
+    if not head:
+        length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+        head = bytes((_SHORT | len(length),)) + length
+    try:
+        return rfc4514(asn1.decode_der(asn1.TLV, b"\x30" + head + contents))
+    except ValueError:
+        return "#" + contents.hex()
 
 
 def rfc4514(name: asn1.TLV) -> str:

@@ -23,7 +23,10 @@ _SHA256_SIZE = 32
 
 def tbs_digests(certificate: x509.Certificate) -> frozenset[bytes]:
     """Every digest under which the kernel may list a certificate's TBSCertificate."""
-    tbs = certificate.tbs_certificate_bytes
+    return _digests(certificate.tbs_certificate_bytes)
+
+
+def _digests(tbs: bytes) -> frozenset[bytes]:
     return frozenset(hashlib.new(name, tbs, usedforsecurity=False).digest() for name in _TBS_DIGESTS)
 
 
@@ -88,4 +91,8 @@ class Revocations:
         """True when the certificate is revoked, by its signed part or by its key id."""
         if skid is not None and skid in self.key_ids:
             return True
-        return bool(self.certificates) and not self.certificates.isdisjoint(tbs_digests(certificate))
+        return self.revokes_tbs(certificate.tbs_certificate_bytes)
+
+    def revokes_tbs(self, tbs: bytes) -> bool:
+        """True when a TBSCertificate is listed, under any digest."""
+        return bool(self.certificates) and not self.certificates.isdisjoint(_digests(tbs))

@@ -2,65 +2,49 @@
 """Trust anchors and revocations.
 
 This module reads no files and verifies no message: it turns the bytes of certificate
-files into anchors, and finds anchors by the two ids that a SignerInfo may carry. An
-empty store finds nothing, so an empty store means deny.
+files into anchors, and gives the keyring of a kernel that trusts them. An empty store
+trusts nothing, so an empty store means deny.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat import asn1
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kmodgate.errors import ConfigError
 from kmodgate.model import Signer
 
-from .algorithms import CERTIFICATE_SIGNATURES, CURVES, PublicKey
-from .cms import AlgorithmIdentifier, SignerInfo
-from .names import rfc4514
+from .kernel import Keyring, Refusal
+from .kernel.certificate import Certificate, parse_certificate
+from .kernel.keys import check_key
+from .names import escape, render
+from .profile import LATEST, KernelProfile
 from .revocation import Revocations
 
-
-@asn1.sequence
-class _TbsCertificate:
-    """RFC 5280 section 4.1, for the issuer's and the serial number's exact DER."""
-
-    version: Annotated[int, asn1.Explicit(0), asn1.Default(0)]
-    serial_number: int
-    signature: AlgorithmIdentifier
-    issuer: asn1.TLV
-    validity: asn1.TLV
-    subject: asn1.TLV
-    subject_public_key_info: asn1.TLV
-    issuer_unique_id: Annotated[asn1.BitString | None, asn1.Implicit(1)]
-    subject_unique_id: Annotated[asn1.BitString | None, asn1.Implicit(2)]
-    extensions: Annotated[list[asn1.TLV] | None, asn1.Explicit(3)]
-
-
-# Issuer (content of its DER) and serial number, or a SubjectKeyIdentifier alone.
-KeyId = tuple[bytes, int] | bytes
+MldsaPublicKey: TypeAlias = mldsa.MLDSA44PublicKey | mldsa.MLDSA65PublicKey | mldsa.MLDSA87PublicKey
+PublicKey: TypeAlias = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | MldsaPublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class TrustAnchor:
-    """One certificate that may sign modules, with its key ready for use.
+    """One certificate that may sign modules.
 
     Attributes:
         label: where it came from, usually a file name.
         certificate: the certificate itself.
-        public_key: RSA, or ECDSA on P-256, P-384 or P-521.
-        key_der: its SubjectPublicKeyInfo, to tell the same key twice from two keys.
-        issuer_and_serial: the first of its two ids.
-        skid: SubjectKeyIdentifier, or None where the certificate has none.
+        public_key: RSA, ECDSA on P-256, P-384 or P-521, or ML-DSA.
+        parsed: the same as the kernel reads it.
+        identity: serial number and issuer, the kernel's first id of it.
+        skid: SubjectKeyIdentifier, the second, or None where the certificate has none.
         signer: the same for people.
         not_before: start of validity, UTC.
         not_after: end of validity, UTC.
@@ -69,12 +53,20 @@ class TrustAnchor:
     label: str
     certificate: x509.Certificate
     public_key: PublicKey
-    key_der: bytes
-    issuer_and_serial: tuple[bytes, int]
-    skid: bytes | None
+    parsed: Certificate
     signer: Signer
     not_before: datetime
     not_after: datetime
+
+    @property
+    def identity(self) -> bytes:
+        """Serial number and issuer."""
+        return self.parsed.identity
+
+    @property
+    def skid(self) -> bytes | None:
+        """SubjectKeyIdentifier."""
+        return self.parsed.skid
 
     @property
     def fingerprint(self) -> str:
@@ -82,18 +74,19 @@ class TrustAnchor:
         return self.certificate.fingerprint(SHA256()).hex()
 
 
-def key_id(signer: SignerInfo) -> KeyId:
-    """The id by which a SignerInfo names its signer."""
-    sid = signer.sid
-    if isinstance(sid, bytes):
-        return sid
-    return bytes(sid.issuer.data), sid.serial_number
+def signer_of(certificate: Certificate) -> Signer:
+    """Name a certificate for people."""
+    return Signer(
+        issuer=render(certificate.issuer),
+        serial=serial_of(certificate.identity[: len(certificate.identity) - len(certificate.issuer)]),
+        skid=None if certificate.skid is None else certificate.skid.hex(),
+        subject=render(certificate.subject),
+    )
 
 
-def certificate_key_id(certificate: x509.Certificate) -> tuple[bytes, int]:
-    """Issuer and serial number of a certificate, in the shape of ``key_id``."""
-    tbs = asn1.decode_der(_TbsCertificate, certificate.tbs_certificate_bytes)
-    return bytes(tbs.issuer.data), tbs.serial_number
+def serial_of(contents: bytes) -> str:
+    """Contents of an INTEGER in lower-case hexadecimal, without leading zeros."""
+    return f"{int.from_bytes(contents, 'big', signed=True):x}"
 
 
 class TrustStore:
@@ -106,37 +99,34 @@ class TrustStore:
 
     def __init__(self, anchors: Iterable[TrustAnchor] = (), revocations: Revocations | None = None) -> None:
         self.anchors: tuple[TrustAnchor, ...] = tuple(anchors)
-        self.certificates = frozenset(anchor.certificate for anchor in self.anchors)
         self.revocations = Revocations() if revocations is None else revocations
-        self._by_id: dict[KeyId, list[TrustAnchor]] = {}
-        self._revoked: frozenset[int] = frozenset(
-            index
-            for index, anchor in enumerate(self.anchors)
+        self._keyrings: dict[KernelProfile, Keyring] = {}
+        self._revoked = frozenset(
+            identity
+            for anchor in self.anchors
             if self.revocations.revokes(anchor.certificate, anchor.skid)
+            for identity in (anchor.identity, anchor.skid)
+            if identity is not None
         )
-        revoked_ids: set[KeyId] = set()
-        for index, anchor in enumerate(self.anchors):
-            ids: list[KeyId] = [anchor.issuer_and_serial]
-            if anchor.skid is not None:
-                ids.append(anchor.skid)
-            for one in ids:
-                self._by_id.setdefault(one, []).append(anchor)
-                if index in self._revoked:
-                    revoked_ids.add(one)
-        self._revoked_ids = frozenset(revoked_ids)
 
     def __len__(self) -> int:
         return len(self.anchors)
 
-    def find(self, identity: KeyId) -> Sequence[TrustAnchor]:
-        """Anchors with this id, revoked ones too; empty when there is none."""
-        return self._by_id.get(identity, ())
+    def keyring(self, profile: KernelProfile) -> Keyring:
+        """The keyring of a kernel that trusts these anchors; revoked ones are in it."""
+        keyring = self._keyrings.get(profile)
+        if keyring is None:
+            keyring = Keyring((anchor.parsed.der for anchor in self.anchors), profile)
+            self._keyrings[profile] = keyring
+        return keyring
 
-    def is_revoked(self, identity: KeyId) -> bool:
-        """True when the id belongs to a revoked anchor or is itself revoked."""
-        if identity in self._revoked_ids:
-            return True
-        return isinstance(identity, bytes) and identity in self.revocations.key_ids
+    def find(self, identity: bytes) -> tuple[TrustAnchor, ...]:
+        """Anchors with this id, revoked ones too; empty when there is none."""
+        return tuple(anchor for anchor in self.anchors if identity in {anchor.identity, anchor.skid})
+
+    def is_revoked(self, identity: bytes) -> bool:
+        """True when one of the kernel's ids belongs to a revoked anchor or is itself revoked."""
+        return identity in self._revoked or identity in self.revocations.key_ids
 
 
 _PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
@@ -172,75 +162,27 @@ def load_certificates(data: bytes, label: str) -> tuple[TrustAnchor, ...]:
 
 
 def _anchor(certificate: x509.Certificate, label: str) -> TrustAnchor:
+    subject = render_subject(certificate)
     try:
-        tbs = asn1.decode_der(_TbsCertificate, certificate.tbs_certificate_bytes)
+        parsed = parse_certificate(certificate.public_bytes(Encoding.DER), LATEST)
+        check_key(parsed.key, LATEST)
         public_key = certificate.public_key()
-        skid = _extension_skid(certificate)
         not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except Refusal as refusal:
+        raise ConfigError(
+            f"certificate {subject!r} is one that no kernel loads ({refusal.detail}); issue it for RSA of at "
+            "most 4096 bits, ECDSA on P-256, P-384 or P-521, or ML-DSA, and sign it with SHA-256 or better",
+            source=label,
+        ) from refusal
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"a certificate cannot be used ({error})", source=label) from error
-    subject = rfc4514(tbs.subject)
-    if not isinstance(public_key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) or (
-        isinstance(public_key, ec.EllipticCurvePublicKey) and public_key.curve.name not in CURVES
-    ):
-        raise ConfigError(
-            f"certificate {subject!r} has a key that module signatures cannot use; "
-            "use RSA, or ECDSA on P-256, P-384 or P-521",
-            source=label,
-        )
-    algorithm = certificate.signature_algorithm_oid.dotted_string
-    if algorithm not in CERTIFICATE_SIGNATURES:
-        raise ConfigError(
-            f"certificate {subject!r} is itself signed with {algorithm}, which no kernel loads; "
-            "issue it with SHA-256 and RSA PKCS#1 v1.5 or ECDSA",
-            source=label,
-        )
-    _check_self_signature(certificate, skid, subject, label)
-    return TrustAnchor(
-        label=label,
-        certificate=certificate,
-        public_key=public_key,
-        key_der=public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-        issuer_and_serial=(bytes(tbs.issuer.data), tbs.serial_number),
-        skid=skid,
-        signer=Signer(
-            issuer=rfc4514(tbs.issuer),
-            serial=f"{tbs.serial_number:x}",
-            skid=None if skid is None else skid.hex(),
-            subject=subject,
-        ),
-        not_before=not_before,
-        not_after=not_after,
-    )
+    assert isinstance(public_key, PublicKey)  # noqa: S101  # check_key let it pass
+    return TrustAnchor(label, certificate, public_key, parsed, signer_of(parsed), not_before, not_after)
 
 
-def _extension_skid(certificate: x509.Certificate) -> bytes | None:
+def render_subject(certificate: x509.Certificate) -> str:
+    """The subject for messages, whatever is in it."""
     try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _check_self_signature(
-    certificate: x509.Certificate, skid: bytes | None, subject: str, label: str
-) -> None:
-    """``x509_check_for_self_signed()``: a self-signed certificate must verify itself."""
-    if certificate.issuer != certificate.subject:
-        return
-    try:
-        aki = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    except x509.ExtensionNotFound:
-        aki = None
-    if aki is not None and aki != skid:
-        return
-    try:
-        certificate.verify_directly_issued_by(certificate)
-    except (InvalidSignature, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"certificate {subject!r} names itself as issuer and its own signature does not match; "
-            "export it again",
-            source=label,
-        ) from error
-    except UnsupportedAlgorithm:
-        # An old digest on the certificate itself: the kernel keeps such a certificate, too.
-        return
+        return escape(certificate.subject.rfc4514_string())
+    except ValueError:
+        return "?"

@@ -5,22 +5,17 @@ This module does no I/O, reads no clock (``now`` is injected), decompresses noth
 looks at no ELF structure. ``MODULE_INIT_IGNORE_*`` flags are the caller's matter: with
 one set the kernel takes any module for unsigned.
 
-The steps (``kernel/module/signing.c``, ``certs/system_keyring.c``,
-``crypto/asymmetric_keys/pkcs7_{parser,verify,trust}.c``; revocation is stricter):
+The steps. What the kernel would refuse is refused with its errno; nothing is trusted that
+it would refuse; some things are refused that it lets pass.
 
 1. A revoked digest of the whole file refuses, signed or not.
 2. Take the file apart: payload, message, trailer.
 3. A revoked digest of the payload refuses.
-4. Decode the message; what the kernel's parser refuses is fatal.
-5. A revoked signer or embedded certificate refuses, whatever stands beside it.
-6. Every algorithm must be one that the kernel's parser knows.
-7. The content must be detached, plain data, without signed attributes; nothing in the
-   message may be left unlooked at (stricter than kernels).
-8. Each SignerInfo whose signer is found must verify; one that fails is fatal; one whose
-   signer is not found is not checked at all.
-9. One trusted signer is enough; none is a refusal. Certificates inside must be anchors,
-   too: one that a kernel cannot use spoils the message there (stricter than kernels).
-10. Validity dates are reported, and required only when asked.
+4. Parse the message as the kernel does.
+5. A revoked signer, embedded certificate or issuer of one refuses, whatever stands beside it.
+6. Signatures, chains and keyring as the kernel checks them (``signature.kernel``).
+7. Stricter than kernels: revoked anchors, weak digests, DER, RFC 5280 on the way to the anchor.
+8. Validity dates are reported, and required only when asked.
 
 ENODATA, ENOPKG and ENOKEY become EKEYREJECTED, as under ``sig_enforce``.
 """
@@ -28,23 +23,31 @@ ENODATA, ENOPKG and ENOKEY become EKEYREJECTED, as under ``sig_enforce``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from kmodgate.errors import SignatureError
 from kmodgate.model import ModuleInfo, SignatureReport, SignatureStatus, Signer
 
-from . import cms
-from .algorithms import DIGESTS, SIGNATURES, DigestAlgorithm, PublicKey, SignatureAlgorithm
-from .names import rfc4514
+from .chain import check_chain
+from .cms import check_strict, overlooked
+from .kernel import Acceptance, Refusal, examine
+from .kernel.certificate import Certificate
+from .kernel.keys import digest_of
+from .kernel.message import Message, SignedInfo, parse_message
+from .names import render
+from .profile import LATEST, KernelProfile
 from .trailer import AppendedSignature, BytesLike, split
-from .trust import KeyId, TrustAnchor, TrustStore, certificate_key_id, key_id
+from .trust import TrustAnchor, TrustStore, serial_of, signer_of
 
 _REJECTED = "EKEYREJECTED"
+_SOFT = frozenset({"ENODATA", "ENOPKG", "ENOKEY"})
+_WEAK = frozenset({"md4", "md5", "sm3", "streebog256", "streebog512"})
+_OLD = frozenset({"sha1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,44 +55,56 @@ class VerifiedSignature:
     """Proof that a module is trusted; only ``verify`` makes one.
 
     Attributes:
-        anchor: the trust anchor that signed.
+        anchor: the trust anchor that signed, or that the signer's certificate leads to.
+        signer: who signed.
         hash_algorithm: the kernel's name, for example ``"sha256"``.
-        signature_algorithm: ``"rsa"`` or ``"ecdsa"``.
-        detail: one sentence for people; names an anchor outside its validity.
+        signature_algorithm: ``"rsa"``, ``"ecdsa"`` or ``"mldsa44"`` and its like.
+        detail: one sentence for people; names a certificate outside its validity.
     """
 
     anchor: TrustAnchor
+    signer: Signer
     hash_algorithm: str
     signature_algorithm: str
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Signature:
-    """One SignerInfo after step 6."""
+class _Trusted:
+    """One SignerInfo after step 7."""
 
-    identity: KeyId
-    signature: bytes
-    digest: DigestAlgorithm
-    algorithm: SignatureAlgorithm
+    info: SignedInfo
+    anchor: TrustAnchor
+    path: tuple[x509.Certificate, ...]
+
+    def outside_validity(self, now: datetime) -> str:
+        """What is wrong with the dates; empty when nothing is."""
+        dates = [(self.anchor.not_before, self.anchor.not_after)]
+        dates += [(one.not_valid_before_utc, one.not_valid_after_utc) for one in self.path]
+        for first, last in dates:
+            if now > last:
+                return f"expired on {last:%Y-%m-%d}"
+            if now < first:
+                return f"is not valid before {first:%Y-%m-%d}"
+        return ""
 
 
 class _Examination:
     """One file on its way through the steps; keeps what was learned for the report."""
 
-    __slots__ = ("_data", "_payload_sha256", "_trust", "digests", "message", "parts", "signatures")
+    __slots__ = ("_data", "_payload_sha256", "_profile", "_trust", "digests", "message", "parts")
 
-    def __init__(self, data: BytesLike, trust: TrustStore) -> None:
+    def __init__(self, data: BytesLike, trust: TrustStore, profile: KernelProfile) -> None:
         self._data = data
         self._trust = trust
+        self._profile = profile
         self._payload_sha256: hashlib._Hash | None = None
         self.digests: dict[str, bytes] = {}
         self.parts: AppendedSignature | None = None
-        self.message: cms.Message | None = None
-        self.signatures: tuple[_Signature, ...] = ()
+        self.message: Message | None = None
 
     def run(self, now: datetime | None, *, require_validity: bool) -> VerifiedSignature:
-        """Steps 1 to 10."""
+        """Steps 1 to 8."""
         revocations = self._trust.revocations
         # 1. The whole file.
         if revocations.files and hashlib.sha256(self._data).digest() in revocations.files:
@@ -97,31 +112,22 @@ class _Examination:
         # 2. Payload, message, trailer.
         parts = self.parts = split(self._data)
         # 3. The payload alone, so that another signature does not bring it back.
-        if revocations.files and self._digest("sha256", parts.payload) in revocations.files:
+        if revocations.files and self._digest("sha256") in revocations.files:
             raise _revoked("the SHA-256 of the payload is revoked")
-        # 4. Structure.
-        message = self.message = cms.parse(parts.cms)
-        # 5. Revoked signers.
-        if revocations:
-            self._refuse_revoked(message)
-        # 6. Algorithms.
-        self.signatures = tuple(_with_algorithms(signer) for signer in message.signers)
-        # 7. What may be signed.
-        _check_content(message)
-        cms.check_strict(message)
-        # 8. Every signer that is known.
-        trusted, unsupported = self._check_signers(message, parts.payload)
-        # 9. One is enough.
-        if not trusted:
-            raise self._untrusted(message, unsupported)
-        if not all(certificate in self._trust.certificates for certificate in message.certificates):
-            raise SignatureError(
-                SignatureStatus.UNTRUSTED_SIGNER,
-                _REJECTED,
-                "the message carries certificates that are no trust anchors, and a kernel may refuse it "
-                "for one of them; sign with -nocerts",
-            )
-        # 10. Validity.
+        try:
+            # 4. Structure and algorithms.
+            message = self.message = parse_message(parts.cms, self._profile)
+            # 5. Revoked signers.
+            if revocations:
+                self._refuse_revoked(message)
+            # 6. The kernel's answer.
+            keyring = self._trust.keyring(self._profile)
+            accepted = examine(message, parts.payload, keyring, self._digest)
+        except Refusal as refusal:
+            raise self._as_error(refusal) from refusal
+        # 7. More than the kernel asks.
+        trusted = self._check_strict(parts, accepted)
+        # 8. Validity.
         return _choose_valid(trusted, now, require_validity=require_validity)
 
     def file_sha256(self) -> str:
@@ -132,183 +138,163 @@ class _Examination:
         whole.update(self.parts.tail)
         return whole.hexdigest()
 
-    def _digest(self, name: str, payload: memoryview) -> bytes:
+    def _digest(self, name: str) -> bytes:
+        """The payload's digest, by the kernel's name."""
         digest = self.digests.get(name)
         if digest is None:
-            hasher = hashlib.new(name, payload)
+            assert self.parts is not None  # noqa: S101  # step 2 comes first
             if name == "sha256":
-                self._payload_sha256 = hasher
-            digest = self.digests[name] = hasher.digest()
+                self._payload_sha256 = hashlib.sha256(self.parts.payload)
+                digest = self._payload_sha256.digest()
+            else:
+                digest = digest_of(name, self.parts.payload)
+            self.digests[name] = digest
         return digest
 
-    def _refuse_revoked(self, message: cms.Message) -> None:
-        for signer in message.signers:
-            if self._trust.is_revoked(key_id(signer)):
+    def _refuse_revoked(self, message: Message) -> None:
+        trust = self._trust
+        for info in message.signers:
+            if trust.is_revoked(info.identity):
                 raise _revoked("a signer of the module is revoked")
         for certificate in message.certificates:
-            if self._trust.revocations.revokes(certificate, _skid(certificate)):
+            if _is_revoked(certificate, trust):
                 raise _revoked("a certificate inside the signature is revoked")
+            if any(identity is not None and trust.is_revoked(identity) for identity in certificate.authority):
+                raise _revoked("the issuer of a certificate inside the signature is revoked")
 
-    def _check_signers(
-        self, message: cms.Message, payload: memoryview
-    ) -> tuple[list[tuple[TrustAnchor, _Signature]], bool]:
-        """Returns the anchors that verified, and whether a SignerInfo had to be skipped."""
-        embedded = {certificate_key_id(certificate): certificate for certificate in message.certificates}
-        trusted: list[tuple[TrustAnchor, _Signature]] = []
-        unsupported = False
-        for signature in self.signatures:
-            if signature.digest.prehashed is None:
-                unsupported = True
-                continue
-            anchors = self._trust.find(signature.identity)
-            keys = {anchor.key_der: anchor.public_key for anchor in anchors}
-            own = embedded.get(signature.identity) if isinstance(signature.identity, tuple) else None
-            if own is not None:
-                key = _usable_key(own)
-                if key is None:
-                    unsupported = True
-                    continue
-                self._check(signature, key, payload, "its embedded certificate")
-            # Two keys under one id: the kernel takes either, so both must agree.
-            for key in keys.values():
-                self._check(signature, key, payload, "the trust anchor that it names")
-            if anchors:
-                trusted.append((anchors[0], signature))
-        return trusted, unsupported
+    def _check_strict(self, parts: AppendedSignature, accepted: Sequence[Acceptance]) -> list[_Trusted]:
+        check_strict(parts.cms)
+        trusted = []
+        for acceptance in accepted:
+            info, anchor = acceptance.signer, self._trust.anchors[acceptance.key.index]
+            # The keyring is asked by two ids; a revoked anchor counts by its certificate as well.
+            if _is_revoked(anchor.parsed, self._trust):
+                raise _revoked("the trust anchor of a signer is revoked")
+            if info.digest_name in _WEAK:
+                detail = (
+                    f"digest {info.digest_name} is too weak to be trusted, whatever the kernel makes of it"
+                )
+                raise SignatureError(SignatureStatus.UNSUPPORTED_SIGNATURE, _REJECTED, detail)
+            if acceptance.copy is not None and acceptance.copy.der != anchor.parsed.der:
+                raise overlooked("a certificate inside has the ids of a trust anchor and is not the same")
+            _check_value(info)
+            path = check_chain([one.der for one in acceptance.path], anchor.certificate)
+            trusted.append(_Trusted(info, anchor, path))
+        return trusted
 
-    def _check(self, signature: _Signature, key: PublicKey, payload: memoryview, whose: str) -> None:
-        prehashed = signature.digest.prehashed
-        assert prehashed is not None  # noqa: S101  # skipped by the only caller
-        digest = self._digest(signature.digest.name, payload)
-        try:
-            signature.algorithm.check(key, signature.signature, digest, prehashed)
-        except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
-            raise SignatureError(
-                SignatureStatus.BAD_SIGNATURE,
-                _REJECTED,
-                f"the signature does not match the module under the key of {whose}: "
-                "module or signature was changed after signing",
-            ) from error
+    def _as_error(self, refusal: Refusal) -> SignatureError:
+        """The kernel's refusal in kmodgate's words."""
+        status, detail = refusal.status, refusal.detail
+        errno_name = _REJECTED if refusal.errno_name in _SOFT else refusal.errno_name
+        if status is SignatureStatus.MALFORMED_SIGNATURE:
+            detail = f"PKCS#7 message: {detail}"
+        elif status is SignatureStatus.BAD_SIGNATURE:
+            detail += "; module or signature was changed after signing"
+        elif refusal.errno_name == "ENOKEY":
+            detail = self._why_untrusted()
+        elif refusal.errno_name == "ENOPKG":
+            detail += " (ENOPKG)"
+        return SignatureError(status, errno_name, detail)
 
-    def _untrusted(self, message: cms.Message, unsupported: bool) -> SignatureError:
-        if unsupported:
-            return _unsupported(
-                "a digest or key of the signature is not supported, and no other signer is trusted"
-            )
+    def _why_untrusted(self) -> str:
         signer = self.signer()
-        who = "" if signer is None else f" ({signer.issuer or 'SKID ' + str(signer.skid)})"
+        who = "" if signer is None else f" ({signer.subject or signer.issuer or f'SKID {signer.skid}'})"
         detail = f"the signer{who} is not among the {len(self._trust)} trust anchors (ENOKEY)"
-        if message.certificates:
-            detail += "; certificates inside the message are not followed to an anchor"
-        return SignatureError(SignatureStatus.UNTRUSTED_SIGNER, _REJECTED, detail)
+        if self.message is not None and self.message.certificates:
+            detail += "; the certificates inside the message lead to none of them either"
+        return detail
 
     def signer(self) -> Signer | None:
-        """The first signer that the message names, completed from its anchor."""
+        """The first signer that the message names, completed from its certificate."""
         if self.message is None:
             return None
         info = self.message.signers[0]
-        anchors = self._trust.find(key_id(info))
+        if info.signer is not None:
+            return signer_of(info.signer)
+        anchors = self._trust.find(info.identity)
         if anchors:
             return anchors[0].signer
-        if isinstance(info.sid, bytes):
-            return Signer(skid=info.sid.hex())
-        return Signer(issuer=rfc4514(info.sid.issuer), serial=f"{info.sid.serial_number:x}")
+        if info.by_skid:
+            return Signer(skid=info.identity.hex())
+        return Signer(issuer=render(info.issuer), serial=serial_of(info.serial))
 
     def algorithm_names(self) -> tuple[str | None, str | None]:
         """Digest and signature algorithm of the first SignerInfo, as far as known."""
-        if self.message is None:
+        if self.message is None or not self.message.signers:
             return None, None
         info = self.message.signers[0]
-        digest = DIGESTS.get(info.digest_algorithm.algorithm)
-        algorithm = SIGNATURES.get(info.signature_algorithm.algorithm)
-        return digest.name if digest else None, algorithm.name if algorithm else None
+        return info.digest_name or None, info.signature.family or None
+
+
+def _is_revoked(certificate: Certificate, trust: TrustStore) -> bool:
+    if trust.is_revoked(certificate.identity):
+        return True
+    if certificate.skid is not None and trust.is_revoked(certificate.skid):
+        return True
+    return trust.revocations.revokes_tbs(certificate.tbs)
+
+
+def _check_value(info: SignedInfo) -> None:
+    """Numbers of an ECDSA signature must be DER."""
+    if info.signature.family != "ecdsa":
+        return
+    value = info.signature.value
+    try:
+        strict = encode_dss_signature(*decode_dss_signature(value)) == value
+    except ValueError:
+        strict = False
+    if not strict:
+        raise overlooked("an ECDSA signature that is not DER")
 
 
 def _revoked(detail: str) -> SignatureError:
     return SignatureError(SignatureStatus.REVOKED, _REJECTED, detail)
 
 
-def _unsupported(detail: str) -> SignatureError:
-    return SignatureError(SignatureStatus.UNSUPPORTED_SIGNATURE, _REJECTED, detail)
-
-
-def _skid(certificate: x509.Certificate) -> bytes | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-        return None
-
-
-def _usable_key(certificate: x509.Certificate) -> PublicKey | None:
-    try:
-        key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
-        return None
-    return key if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else None
-
-
-def _with_algorithms(signer: cms.SignerInfo) -> _Signature:
-    digest_oid = signer.digest_algorithm.algorithm
-    signature_oid = signer.signature_algorithm.algorithm
-    digest = DIGESTS.get(digest_oid)
-    algorithm = SIGNATURES.get(signature_oid)
-    if digest is None:
-        raise _unsupported(f"digest algorithm {digest_oid.dotted_string} is not supported (ENOPKG)")
-    if algorithm is None:
-        raise _unsupported(f"signature algorithm {signature_oid.dotted_string} is not supported (ENOPKG)")
-    return _Signature(key_id(signer), signer.signature, digest, algorithm)
-
-
-def _check_content(message: cms.Message) -> None:
-    """``verify_pkcs7_message_sig()``, then ``pkcs7_verify()`` for module signatures."""
-    if message.has_content:
-        raise SignatureError(
-            SignatureStatus.MALFORMED_SIGNATURE,
-            "EBADMSG",
-            "PKCS#7 message: content is embedded; a module signature must be detached",
-        )
-    if message.content_type != cms.OID_DATA:
-        raise _unsupported("the content type is Microsoft's indirect data, not pkcs7-data")
-    if message.has_signed_attributes:
-        raise _unsupported("signed attributes are not accepted in a module signature; sign with -noattr")
-
-
 def _choose_valid(
-    trusted: list[tuple[TrustAnchor, _Signature]], now: datetime | None, *, require_validity: bool
+    trusted: Sequence[_Trusted], now: datetime | None, *, require_validity: bool
 ) -> VerifiedSignature:
     """Prefer a signer inside its validity; refuse without one only when asked."""
     if require_validity and now is None:
         raise ValueError("require_validity needs the time")
     problem = ""
-    for anchor, signature in trusted:
-        if now is None or anchor.not_before <= now <= anchor.not_after:
-            return _verified(anchor, signature, "")
-        problem = problem or (
-            f"expired on {anchor.not_after:%Y-%m-%d}"
-            if now > anchor.not_after
-            else f"is not valid before {anchor.not_before:%Y-%m-%d}"
-        )
+    for one in trusted:
+        found = "" if now is None else one.outside_validity(now)
+        if not found:
+            return _verified(one, "")
+        problem = problem or found
     if require_validity:
         raise SignatureError(
             SignatureStatus.UNTRUSTED_SIGNER,
             _REJECTED,
             f"the signer's certificate {problem}; the kernel would not mind, but validity is required here",
         )
-    anchor, signature = trusted[0]
-    return _verified(anchor, signature, f"; its certificate {problem}, which the kernel ignores")
+    return _verified(trusted[0], f"; its certificate {problem}, which the kernel ignores")
 
 
-def _verified(anchor: TrustAnchor, signature: _Signature, note: str) -> VerifiedSignature:
+def _verified(trusted: _Trusted, note: str) -> VerifiedSignature:
+    info, anchor = trusted.info, trusted.anchor
+    signer = anchor.signer if info.signer is None else signer_of(info.signer)
+    if trusted.path:
+        note = f", certified by {anchor.signer.subject}{note}"
+    if info.digest_name in _OLD:
+        note += f"; {info.digest_name} is weak, sign with SHA-256 or better"
     return VerifiedSignature(
         anchor=anchor,
-        hash_algorithm=signature.digest.name,
-        signature_algorithm=signature.algorithm.name,
-        detail=f"signed by {anchor.signer.subject}{note}",
+        signer=signer,
+        hash_algorithm=info.digest_name,
+        signature_algorithm=info.signature.family,
+        detail=f"signed by {signer.subject}{note}",
     )
 
 
 def verify(
-    data: BytesLike, trust: TrustStore, *, now: datetime | None = None, require_validity: bool = False
+    data: BytesLike,
+    trust: TrustStore,
+    *,
+    now: datetime | None = None,
+    require_validity: bool = False,
+    profile: KernelProfile = LATEST,
 ) -> VerifiedSignature:
     """Verify a decompressed module file, or raise.
 
@@ -316,12 +302,13 @@ def verify(
         data: the whole file: payload, message, trailer. Never copied.
         trust: anchors and revocations; an empty store trusts nothing.
         now: the time (aware, UTC) for validity notes; None leaves validity unlooked at.
-        require_validity: refuse an anchor outside its validity; needs ``now``.
+        require_validity: refuse a path outside its validity; needs ``now``.
+        profile: the kernel whose answer is asked for.
 
     Raises:
         SignatureError: with status, the kernel's errno under ``sig_enforce``, and detail.
     """
-    return _Examination(data, trust).run(now, require_validity=require_validity)
+    return _Examination(data, trust, profile).run(now, require_validity=require_validity)
 
 
 def report(
@@ -332,6 +319,7 @@ def report(
     note: str = "",
     now: datetime | None = None,
     require_validity: bool = False,
+    profile: KernelProfile = LATEST,
 ) -> SignatureReport:
     """Verify like ``verify``, and say everything there is to say instead of raising.
 
@@ -342,8 +330,9 @@ def report(
         note: a sentence about the file that is added to ``detail``.
         now: as for ``verify``.
         require_validity: as for ``verify``.
+        profile: as for ``verify``.
     """
-    examination = _Examination(data, trust)
+    examination = _Examination(data, trust, profile)
     suffix = f"; {note}" if note else ""
     try:
         verified = examination.run(now, require_validity=require_validity)
@@ -363,7 +352,7 @@ def report(
         status=SignatureStatus.TRUSTED_SIGNATURE,
         errno=None,
         trusted_by=verified.anchor.label,
-        signer=verified.anchor.signer,
+        signer=verified.signer,
         hash_algorithm=verified.hash_algorithm,
         signature_algorithm=verified.signature_algorithm,
         sha256=examination.file_sha256(),
