@@ -21,6 +21,21 @@ from kmodgate.model import SignatureStatus
 
 _SEQUENCE_TAG = b"\x30"
 _MLDSA_ARC = "2.16.840.1.101.3.4.3."
+# ecdsa-with-SHA2 and -SHA3 (RFC 5758, RFC 8702) and the digest each names. Kernels go by the
+# digestAlgorithm alone.
+_ECDSA = {
+    x509.ObjectIdentifier(signature): x509.ObjectIdentifier(digest)
+    for signature, digest in {
+        "1.2.840.10045.4.1": "1.3.14.3.2.26",
+        "1.2.840.10045.4.3.1": "2.16.840.1.101.3.4.2.4",
+        "1.2.840.10045.4.3.2": "2.16.840.1.101.3.4.2.1",
+        "1.2.840.10045.4.3.3": "2.16.840.1.101.3.4.2.2",
+        "1.2.840.10045.4.3.4": "2.16.840.1.101.3.4.2.3",
+        "2.16.840.1.101.3.4.3.10": "2.16.840.1.101.3.4.2.8",
+        "2.16.840.1.101.3.4.3.11": "2.16.840.1.101.3.4.2.9",
+        "2.16.840.1.101.3.4.3.12": "2.16.840.1.101.3.4.2.10",
+    }.items()
+}
 _MLDSA = frozenset(x509.ObjectIdentifier(f"{_MLDSA_ARC}{number}") for number in (17, 18, 19))
 
 
@@ -93,9 +108,10 @@ def check_strict(der: bytes) -> None:
     """Refuse what kernels overlook and no signing tool writes.
 
     The message must be DER to its last byte. Parameters of its algorithms must be NULL or
-    absent, each SignerInfo's digest must be announced, and signed attributes stand beside
-    ML-DSA only: no byte is left that could be changed without notice, but for unsigned
-    attributes and for what belongs to signers that are not looked up.
+    absent, each SignerInfo's digest must be announced and the one that its signature algorithm
+    names, and signed attributes stand beside ML-DSA only: no byte is left that could be changed
+    without notice, but for unsigned attributes and for what belongs to signers that are not
+    looked up.
 
     Args:
         der: a message that the kernel's parser has taken.
@@ -114,7 +130,10 @@ def check_strict(der: bytes) -> None:
         identifiers += (signer.digest_algorithm, signer.signature_algorithm)
         if signer.digest_algorithm.algorithm not in announced:
             raise overlooked("a SignerInfo's digest is not announced")
-        if signer.signed_attrs is not None and signer.signature_algorithm.algorithm not in _MLDSA:
+        signature, digest = signer.signature_algorithm.algorithm, signer.digest_algorithm.algorithm
+        if _ECDSA.get(signature, digest) != digest:
+            raise overlooked("the signature algorithm names another digest than the SignerInfo's")
+        if signer.signed_attrs is not None and signature not in _MLDSA:
             raise overlooked("signed attributes beside a signature that is not ML-DSA")
         if isinstance(signer.sid, IssuerAndSerialNumber) and signer.sid.issuer.tag_bytes != _SEQUENCE_TAG:
             raise overlooked("an issuer that is no Name")
