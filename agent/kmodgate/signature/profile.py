@@ -140,7 +140,21 @@ PROFILES: Mapping[str, KernelProfile] = {
 """By name: upstream versions with all they can be built with, and distributions' builds."""
 
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
-_STEPS = (((5, 10), _5_10), ((5, 13), _6_1), ((6, 7), _6_12), ((7, 0), _7_2))
+_STEPS = (
+    ((5, 13), _6_1),  # ECDSA
+    ((6, 4), replace(_6_1, checks_usage=True)),
+    (  # SHA-3 comes, SM2 and the MD digests go
+        (6, 7),
+        replace(
+            _6_12,
+            keys_known=_6_12.keys_known - _P521,
+            keys=_6_12.keys - _P521,
+            ecdsa_short_keys=False,
+        ),
+    ),
+    ((6, 10), _6_12),  # P-521
+    ((7, 0), _7_2),  # ML-DSA
+)
 _BUILD_OPTIONS = {
     "CONFIG_CRYPTO_SHA1": frozenset({"sha1"}),
     "CONFIG_CRYPTO_SHA256": frozenset({"sha224", "sha256"}),
