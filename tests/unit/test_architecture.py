@@ -23,6 +23,7 @@ LAYERS = {
     "node": 2,
     "inspection": 3,
     "truststore": 3,
+    "whatif": 4,
     "config": 4,
     "hooks": 4,
     "kube": 4,
@@ -37,7 +38,7 @@ LAYERS = {
     "__main__": 8,
     "__init__": -1,
 }
-PURE = ("policy", "signature", "modfile", "inspection")
+PURE = ("policy", "signature", "modfile", "inspection", "whatif")
 FORBIDDEN_WHERE_PURE = {"os", "time", "logging", "pathlib", "socket", "subprocess"}
 ONLY_IN = {
     "cryptography": ("signature",),

@@ -12,24 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kmodgate.cli import terminal
+from kmodgate.cli.options import RUNNING, examples, kernel_profile_option, parse_labels
 from kmodgate.errors import ModuleFormatError, NodeError
-from kmodgate.model import (
-    Api,
-    Decision,
-    EffectivePolicy,
-    LoadFacts,
-    Origin,
-    Policy,
-    SignatureReport,
-    SignatureStatus,
-    Verdict,
-    Verification,
-)
-from kmodgate.policy import evaluate, verification_of
+from kmodgate.model import Decision, EffectivePolicy, LoadFacts, Origin, Verdict, Verification
+from kmodgate.policy import evaluate
 
 if TYPE_CHECKING:
     from kmodgate.config import NodeConfig
-    from kmodgate.signature import TrustStore
+    from kmodgate.signature import KernelProfile, TrustStore
+    from kmodgate.whatif import Case, Change, Outcome
 
 _ORIGINS = {"pinned-root": Origin.PINNED_ROOT, "other": Origin.OTHER_FILESYSTEM, "memory": Origin.MEMORY}
 
@@ -39,41 +31,82 @@ class Explanation:
     """All that ``explain`` says, before it is put into words."""
 
     file: str
-    policy: EffectivePolicy
-    api: Api
-    origin: Origin
+    case: Case
     origin_known_by: str
-    signature: SignatureReport
-    decision: Decision
-    would_change: tuple[str, ...]
+    outcome: Outcome
+    would_change: tuple[Change, ...]
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """The stable form for machines."""
-        signature = asdict(self.signature)
-        signature["status"] = self.signature.status.value
+        case, found = self.case, self.outcome
+        signature = asdict(found.signature)
+        signature["status"] = found.signature.status.value
         return {
             "file": self.file,
-            "verdict": self.decision.verdict.label,
-            "reason": self.decision.reason.label,
-            "errno": errno.errorcode[self.decision.errno] if self.decision.errno else None,
-            "policy": self.policy.policy.value,
-            "mode": self.policy.mode.value,
-            "load_pin": self.policy.load_pin,
-            "pinned_root_exempt": self.policy.pinned_root_exempt,
-            "api": self.api.label,
-            "origin": self.origin.label,
+            **_decision_json(found.decision),
+            "policy": case.policy.policy.value,
+            "mode": case.policy.mode.value,
+            "load_pin": case.policy.load_pin,
+            "pinned_root_exempt": case.policy.pinned_root_exempt,
+            "api": case.api.label,
+            "origin": case.origin.label,
             "origin_known_by": self.origin_known_by,
+            "forced": case.forced,
+            "kernel_profile": case.profile.name,
             "signature": signature,
-            "would_change": list(self.would_change),
+            "would_change": [
+                {
+                    "kind": change.kind,
+                    "change": change.change,
+                    **_decision_json(change.decision),
+                    "provided": change.provided,
+                    "danger": change.danger,
+                }
+                for change in self.would_change
+            ],
             "notes": list(self.notes),
         }
 
 
-@click.command("explain", short_help="Explain the verdict that a policy gives one module file.")
+def _decision_json(decision: Decision) -> dict[str, object]:
+    return {
+        "verdict": decision.verdict.label,
+        "reason": decision.reason.label,
+        "errno": errno.errorcode[decision.errno] if decision.errno else None,
+    }
+
+
+@click.command(
+    "explain",
+    short_help="Explain the verdict that a policy gives one module file.",
+    epilog=examples(
+        (
+            "kmodgate explain driver.ko --config node.yaml",
+            "May it load from where it lies, and what would change that?",
+        ),
+        (
+            "kmodgate explain driver.ko --config node.yaml --from other",
+            "… from /tmp, a container, or any other mount?",
+        ),
+        (
+            "kmodgate explain driver.ko --config node.yaml --kernel-trust kernel.pem",
+            "… on a node whose kernel has this certificate built in?",
+        ),
+        (
+            "kmodgate explain driver.ko --config node.yaml --output json | jq '.would_change[].change'",
+            "The ways out, for machines.",
+        ),
+    ),
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--config", "config_path", required=True, type=click.Path(path_type=Path), help="Node config (YAML)."
+    "--config",
+    "config_path",
+    metavar="FILE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Node config (YAML).",
 )
 @click.option(
     "--from",
@@ -85,72 +118,116 @@ class Explanation:
     "memory stands for init_module(2).",
 )
 @click.option(
+    "--force",
+    "forced",
+    is_flag=True,
+    help="As `modprobe --force` loads it: version checks off, and with them the signature.",
+)
+@click.option(
     "--kernel-trust",
+    metavar="PEM",
     type=click.Path(path_type=Path),
     multiple=True,
     help="Certificate (PEM or DER) that the node's kernel has in its keyrings. May be repeated.",
 )
+@click.option(
+    "--node-label",
+    "labels",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=parse_labels,
+    help="A label of the node, to pick its node pool. May be repeated.",
+)
+@kernel_profile_option(RUNNING)
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def command(file: Path, config_path: Path, place: str, kernel_trust: tuple[Path, ...], output: str) -> int:
+def command(  # noqa: PLR0917  # click passes them by name
+    file: Path,
+    config_path: Path,
+    place: str,
+    forced: bool,
+    kernel_trust: tuple[Path, ...],
+    labels: dict[str, str],
+    profile: KernelProfile,
+    output: str,
+) -> int:
     """Explain the verdict that the policy of a node config gives one module file.
 
-    Each fact, the verdict, the errno that the loader would see, and what would change it.
+    Each fact, the verdict, the errno that the loader would see, and at the end every single
+    change that would give another verdict. Each was tried; what it lets in besides is said.
+
     Needs no root: the kernel's own keyrings cannot be read by a program, so name the
     certificates in them with --kernel-trust, or a module signed by the kernel's build key
     counts as not trusted here.
 
     Exit codes: 0 the module may load, 1 it may not (or would not, in audit), 2 bad input.
     """
-    explanation = explain(file, config_path, place, kernel_trust)
+    explanation = explain(
+        file, config_path, place, kernel_trust, labels=labels, forced=forced, profile=profile
+    )
     if output == "json":
         click.echo(json.dumps(explanation.as_json()))
     else:
         _print(explanation)
-    return 0 if explanation.decision.verdict is Verdict.ALLOW else 1
+    return 0 if explanation.outcome.decision.verdict is Verdict.ALLOW else 1
 
 
-def explain(file: Path, config_path: Path, place: str, kernel_trust: tuple[Path, ...]) -> Explanation:
+def explain(
+    file: Path,
+    config_path: Path,
+    place: str,
+    kernel_trust: tuple[Path, ...],
+    *,
+    labels: dict[str, str],
+    forced: bool,
+    profile: KernelProfile,
+) -> Explanation:
     """Gather the facts and decide. Raises KmodgateError for input that cannot be used."""
     from kmodgate import config as node_config
-    from kmodgate.fsutil import read_regular_file
-    from kmodgate.inspection import inspect
-    from kmodgate.signature import TrustStore
     from kmodgate.truststore import load_trust
+    from kmodgate.whatif import Case, changes, judge
 
-    config = node_config.load(config_path)
-    policy = node_config.to_effective_policy(config)
+    config = node_config.resolve(node_config.load(config_path), labels)
     trust, _ = load_trust(config.trust.certificates, config.trust.revoked)
-    extra, _ = load_trust(kernel_trust if config.trust.kernel_keyrings else (), ())
-    both = TrustStore((*trust.anchors, *extra.anchors), trust.revocations)
-    raw = read_regular_file(file, config.max_module_size)
-    try:
-        found = inspect(
-            raw,
-            both,
-            max_size=config.max_module_size,
-            now=datetime.now(UTC),
-            require_validity=config.trust.require_validity,
-        )
-    except ModuleFormatError as error:
-        found = SignatureReport(SignatureStatus.UNREADABLE, error.errno_name, detail=str(error))
+    in_kernel, _ = load_trust(kernel_trust if config.trust.kernel_keyrings else (), ())
     origin, known_by = _origin(file, place)
-    api = Api.INIT_MODULE if origin is Origin.MEMORY else Api.FINIT_MODULE
-    facts = LoadFacts(api, origin, verification_of(found))
-    decision = evaluate(policy, facts)
+    case = Case(
+        data=_read(file, config.max_module_size),
+        policy=node_config.to_effective_policy(config),
+        trust=trust,
+        origin=origin,
+        kernel_trust=in_kernel,
+        forced=forced,
+        now=datetime.now(UTC),
+        require_validity=config.trust.require_validity,
+        profile=profile,
+        max_size=config.max_module_size,
+    )
+    outcome = judge(case)
     return Explanation(
         file=str(file),
-        policy=policy,
-        api=api,
-        origin=origin,
+        case=case,
         origin_known_by=known_by,
-        signature=found,
-        decision=decision,
-        would_change=tuple(_would_change(policy, facts, decision, config)),
-        notes=(*_revocation_notes(policy, facts), *_notes(policy, trust)),
+        outcome=outcome,
+        would_change=changes(case, outcome),
+        notes=(*_case_notes(case, outcome, config), *_node_notes(case.policy, trust)),
     )
 
 
+def _read(file: Path, max_size: int) -> bytes:
+    """The file, decompressed if it can be: a damaged container is judged as it is."""
+    from kmodgate.fsutil import read_regular_file
+    from kmodgate.modfile import decompress
+
+    raw = read_regular_file(file, max_size)
+    try:
+        return bytes(decompress(raw, max_size=max_size))
+    except ModuleFormatError:
+        return raw
+
+
 def _origin(file: Path, place: str) -> tuple[Origin, str]:
+    from kmodgate.fsutil import FileReadError
+
     if place != "auto":
         return _ORIGINS[place], "--from"
     root = Path("/proc/1/root/")
@@ -160,50 +237,35 @@ def _origin(file: Path, place: str) -> tuple[Origin, str]:
     except OSError:
         device = Path("/").stat().st_dev
         known_by = "the file system of / (process 1 is out of sight; give --from to be sure)"
-    same = file.stat().st_dev == device
+    try:
+        same = file.stat().st_dev == device
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FileReadError(str(file), reason.lower(), "ENOENT") from error
     return (Origin.PINNED_ROOT if same else Origin.OTHER_FILESYSTEM), known_by
 
 
-def _would_change(
-    policy: EffectivePolicy, facts: LoadFacts, decision: Decision, config: NodeConfig
-) -> list[str]:
-    """What would turn a refusal into an allow, and an allow into a refusal."""
-    if decision.verdict is Verdict.ALLOW:
-        if policy.policy is Policy.ENFORCE:
-            return ["removing the signer's certificate from trust.certificates", "revoking the signer"]
-        strict = EffectivePolicy(Policy.ENFORCE, policy.mode, policy.load_pin)
-        if evaluate(strict, facts).verdict is not Verdict.ALLOW:
-            return [f"policy {Policy.ENFORCE}: this signature would then be refused"]
-        return []
-    changes = []
-    if facts.verification in {Verification.UNSIGNED, Verification.BAD_SIGNATURE}:
-        changes.append("signing the module with a trusted key")
-    elif facts.verification is Verification.UNTRUSTED_SIGNER:
-        changes.append("adding the signer's certificate to kmodgate.trust.certificates")
-        if config.trust.kernel_keyrings:
-            changes.append("or, if the node's kernel trusts it, naming its certificate with --kernel-trust")
-    elif facts.verification is Verification.REVOKED:
-        changes.append("signing with a key that is not revoked; no policy lets a revoked one in")
-    if policy.policy is not Policy.ENFORCE and facts.verification is not Verification.REVOKED:
-        changes = ["loading it from a file on the pinned root file system"]
-        strict = EffectivePolicy(Policy.ENFORCE, policy.mode, policy.load_pin)
-        if evaluate(strict, facts).verdict is Verdict.ALLOW:
-            changes.append(f"policy {Policy.ENFORCE}: its signature is trusted, wherever it comes from")
-    return changes
-
-
-def _revocation_notes(policy: EffectivePolicy, facts: LoadFacts) -> list[str]:
-    if facts.verification is not Verification.REVOKED:
-        return []
-    first = evaluate(policy, LoadFacts(facts.api, facts.origin, Verification.NOT_YET))
-    if first.verdict is Verdict.ALLOW:
-        return [
+def _case_notes(case: Case, outcome: Outcome, config: NodeConfig) -> list[str]:
+    """What the verdict alone does not say."""
+    notes = []
+    if config.node_pools and config.pool is None:
+        notes.append("no node pool was applied; name the node's labels with --node-label")
+    if outcome.verification is Verification.UNTRUSTED_SIGNER and config.trust.kernel_keyrings:
+        notes.append(
+            "if the node's kernel itself trusts the signer, the verdict is allow: name its certificate with "
+            "--kernel-trust"
+        )
+    if outcome.verification is Verification.REVOKED:
+        first = evaluate(case.policy, LoadFacts(case.api, case.origin, Verification.NOT_YET))
+        notes.append(
             "this version of the agent looks revocations up under ENFORCE only, and would let this load in"
-        ]
-    return ["what the kernel's own keyrings trust is not checked against revocations in this version"]
+            if first.verdict is Verdict.ALLOW
+            else "what the kernel's own keyrings trust is not checked against revocations in this version"
+        )
+    return notes
 
 
-def _notes(policy: EffectivePolicy, trust: TrustStore) -> list[str]:
+def _node_notes(policy: EffectivePolicy, trust: TrustStore) -> list[str]:
     """What the kernel that runs here adds to the policy by itself."""
     from kmodgate.node import limits, read_facts
 
@@ -215,26 +277,57 @@ def _notes(policy: EffectivePolicy, trust: TrustStore) -> list[str]:
     return [f"on this node: {finding.message}" for finding in findings if finding.code.startswith(decisive)]
 
 
+_COLOURS = {Verdict.ALLOW: terminal.GOOD, Verdict.DENY: terminal.BAD, Verdict.WOULD_DENY: terminal.UNSURE}
+
+
 def _print(found: Explanation) -> None:
-    colours = {Verdict.ALLOW: "green", Verdict.DENY: "red", Verdict.WOULD_DENY: "yellow"}
-    verdict = click.style(found.decision.verdict.label, fg=colours[found.decision.verdict], bold=True)
-    number = f", errno {errno.errorcode[found.decision.errno]}" if found.decision.errno else ""
-    click.echo(f"{found.file}: {verdict} ({found.decision.reason.label}{number})")
-    signature, policy = found.signature, found.policy
+    from rich.text import Text
+
+    case, signature, decision = found.case, found.outcome.signature, found.outcome.decision
+    terminal.show(
+        Text.assemble(f"{terminal.printable(found.file)}: ", (_words(decision), _COLOURS[decision.verdict]))
+    )
+    policy = case.policy
     rows = [
         ("policy", f"{policy.policy}, mode {policy.mode}, LoadPin {'on' if policy.load_pin else 'off'}"),
-        ("call", found.api.label),
-        ("origin", f"{found.origin.label}, by {found.origin_known_by}"),
+        ("call", case.api.label + (" with --force" if case.forced else "")),
+        ("origin", f"{case.origin.label}, by {found.origin_known_by}"),
         ("signature", f"{signature.status}: {signature.detail}"),
+        ("kernel", f"as Linux {case.profile.name} checks it"),
         ("trusted by", signature.trusted_by),
         ("signer", signature.signer.subject or signature.signer.issuer if signature.signer else None),
         ("sha256", signature.sha256),
         ("module", signature.module.name if signature.module else None),
+        *(("note", note) for note in found.notes),
     ]
     for name, value in rows:
         if value:
-            click.echo(f"  {name:<11}{value}")
+            terminal.show(terminal.cell(f"  {name:<11}{value}"))
+    click.echo()
+    if not found.would_change:
+        click.echo("No single change would give another verdict.")
+        return
+    click.echo("What would change this verdict, each tried by itself:")
     for change in found.would_change:
-        click.echo(f"  {'changes by':<11}{change}")
-    for note in found.notes:
-        click.echo(f"  {'note':<11}{note}")
+        _print_change(change)
+
+
+def _print_change(change: Change) -> None:
+    from rich.text import Text
+
+    terminal.show(
+        Text.assemble(
+            f"  - {terminal.printable(change.change)}: ",
+            (_words(change.decision), _COLOURS[change.decision.verdict]),
+        )
+    )
+    if change.provided is not None:
+        terminal.show(terminal.cell(f"      provided that {change.provided}", terminal.FAINT))
+    if change.danger is not None:
+        terminal.show(terminal.cell(f"      DANGER: {change.danger}", terminal.UNSURE))
+
+
+def _words(decision: Decision) -> str:
+    """``deny (unsigned, errno EKEYREJECTED)``."""
+    number = f", errno {errno.errorcode[decision.errno]}" if decision.errno else ""
+    return f"{decision.verdict.label} ({decision.reason.label}{number})"

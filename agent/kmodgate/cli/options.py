@@ -3,7 +3,21 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING, Final
+
 import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kmodgate.signature import KernelProfile
+
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+RUNNING: Final = "running"
+"""The kernel profile of the kernel that runs here, as far as /proc tells."""
 
 
 def examples(*pairs: tuple[str, str]) -> str:
@@ -26,3 +40,73 @@ def parse_labels(
             raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx=context, param=parameter)
         labels[key] = word
     return labels
+
+
+def _profile(context: click.Context, parameter: click.Parameter, name: str) -> KernelProfile:
+    """The profile of that name."""
+    from kmodgate.signature import PROFILES
+
+    if name == RUNNING:
+        return running_profile()
+    if name not in PROFILES:
+        names = ", ".join([RUNNING, *PROFILES])
+        raise click.BadParameter(
+            f"{name!r} is no kernel profile; give one of {names}", ctx=context, param=parameter
+        )
+    return PROFILES[name]
+
+
+def _complete_profile(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The names that begin so."""
+    del context, parameter
+    from kmodgate.signature import PROFILES
+
+    return [CompletionItem(name) for name in (RUNNING, *PROFILES) if name.startswith(incomplete)]
+
+
+def running_profile() -> KernelProfile:
+    """The profile of the kernel that runs here. Raises NodeError when procfs makes no sense."""
+    from kmodgate.node import NodePaths
+    from kmodgate.node.crypto import read_crypto
+    from kmodgate.node.kconfig import read_kconfig
+    from kmodgate.node.kernel import read_release
+    from kmodgate.signature import profile_for
+
+    paths = NodePaths()
+    release = read_release(paths)
+    kconfig = read_kconfig(paths, release) or {}
+    return profile_for(
+        release or "", read_crypto(paths) or (), {f"CONFIG_{name}": value for name, value in kconfig.items()}
+    )
+
+
+def kernel_profile_option(default: str) -> Callable[[click.decorators.FC], click.decorators.FC]:
+    """``--kernel-profile NAME``: whose signature code answers."""
+    return click.option(
+        "--kernel-profile",
+        "profile",
+        callback=_profile,
+        shell_complete=_complete_profile,
+        metavar="NAME",
+        default=default,
+        show_default=True,
+        help="The kernel that checks the signature: running (what /proc tells of this one), latest, "
+        "or a version (5.10, 6.1, 6.12, 7.2) or distribution (debian-12) that is known.",
+    )
+
+
+def parse_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A number of bytes, at least one: ``1048576``, ``64M``, ``1GiB`` (binary units)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)(?:i?b)?", value.strip().lower())
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
+    if size <= 0:
+        raise click.BadParameter(
+            f"{value!r} is not a size; write a number of bytes, or one with K, M or G",
+            ctx=context,
+            param=parameter,
+        )
+    return size

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,12 @@ from json.encoder import encode_basestring_ascii
 
 import click
 
+from kmodgate.cli.options import examples, kernel_profile_option, parse_size
 from kmodgate.errors import ModuleFormatError
 from kmodgate.fsutil import FileReadError, read_regular_file
 from kmodgate.inspection import DEFAULT_MAX_SIZE, inspect
 from kmodgate.model import ModuleInfo, SignatureReport, SignatureStatus, Signer
-from kmodgate.signature import Revocations, TrustStore, load_certificates
+from kmodgate.signature import LATEST, KernelProfile, Revocations, TrustStore, load_certificates
 
 MAX_TRUST_FILE = 16 << 20
 PROGRESS_FROM = 50
@@ -26,20 +26,6 @@ PROGRESS_FROM = 50
 _TRUSTED = SignatureStatus.TRUSTED_SIGNATURE
 _UNREADABLE = SignatureStatus.UNREADABLE
 _WIDTH = max(map(len, SignatureStatus))
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-
-
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A number of bytes, at least one: ``1048576``, ``64M``, ``1GiB`` (binary units)."""
-    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)(?:i?b)?", value.strip().lower())
-    size = int(match[1]) * _UNITS[match[2]] if match else 0
-    if size <= 0:
-        raise click.BadParameter(
-            f"{value!r} is not a size; write a number of bytes, or one with K, M or G",
-            ctx=context,
-            param=parameter,
-        )
-    return size
 
 
 def load_trust(trust: Sequence[str], revoked: Sequence[str]) -> TrustStore:
@@ -61,12 +47,20 @@ def load_trust(trust: Sequence[str], revoked: Sequence[str]) -> TrustStore:
 
 
 def examine(
-    path: str, trust: TrustStore, *, max_size: int, now: datetime, require_validity: bool
+    path: str,
+    trust: TrustStore,
+    *,
+    max_size: int,
+    now: datetime,
+    require_validity: bool,
+    profile: KernelProfile = LATEST,
 ) -> SignatureReport:
     """Report on one file; a file that cannot be read is reported, too."""
     try:
         raw = read_regular_file(path, max_size)
-        return inspect(raw, trust, max_size=max_size, now=now, require_validity=require_validity)
+        return inspect(
+            raw, trust, max_size=max_size, now=now, require_validity=require_validity, profile=profile
+        )
     except FileReadError as error:
         return SignatureReport(_UNREADABLE, error.errno_name, detail=error.problem)
     except ModuleFormatError as error:
@@ -145,7 +139,20 @@ def _summary(counts: Counter[SignatureStatus]) -> str:
     return f"{total} file{'' if total == 1 else 's'}: {listed}"
 
 
-@click.command(name="verify")
+@click.command(
+    name="verify",
+    epilog=examples(
+        ("kmodgate verify driver.ko --trust ours.pem", "Does our key vouch for exactly these bytes?"),
+        (
+            "kmodgate verify *.ko.xz --trust ours.pem --kernel-profile debian-12",
+            "Would Debian 12's kernel say so, too?",
+        ),
+        (
+            "kmodgate verify driver.ko --trust ours.pem --revoked revoked.txt --output json",
+            "One JSON object a line, for pipelines.",
+        ),
+    ),
+)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--trust",
@@ -164,12 +171,13 @@ def _summary(counts: Counter[SignatureStatus]) -> str:
 )
 @click.option(
     "--max-size",
-    callback=_size,
+    callback=parse_size,
     default=f"{DEFAULT_MAX_SIZE >> 20}M",
     show_default=True,
     metavar="SIZE",
     help="Largest module, after decompression.",
 )
+@kernel_profile_option(LATEST.name)
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(  # noqa: PLR0917  # click passes them by name
     files: tuple[str, ...],
@@ -177,6 +185,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     revoked: tuple[str, ...],
     require_validity: bool,
     max_size: int,
+    profile: KernelProfile,
     output: str,
 ) -> int:
     """Verify the signatures of module files. Needs no root and no kernel.
@@ -193,7 +202,9 @@ def command(  # noqa: PLR0917  # click passes them by name
     colour = terminal and "NO_COLOR" not in os.environ
     counts: Counter[SignatureStatus] = Counter()
     for path in _with_progress(files):
-        report = examine(path, store, max_size=max_size, now=now, require_validity=require_validity)
+        report = examine(
+            path, store, max_size=max_size, now=now, require_validity=require_validity, profile=profile
+        )
         counts[report.status] += 1
         line = as_json(path, report) if output == "json" else as_text(path, report, colour=colour)
         out.write(line + "\n")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,13 @@ def test_an_unsigned_module_is_refused_and_the_remedy_named(lab: Path) -> None:
     status, said = explain(lab, "unsigned.ko", "--from", "other")
     assert status == 1
     assert (said["verdict"], said["reason"], said["errno"]) == ("deny", "unsigned", "EKEYREJECTED")
-    assert said["would_change"] == ["signing the module with a trusted key"]
+    changes = said["would_change"]
+    assert isinstance(changes, list)
+    assert [(change["kind"], change["verdict"]) for change in changes] == [
+        ("sign", "allow"),
+        ("mode-audit", "would_deny"),
+    ]
+    assert "nothing is refused any more" in changes[1]["danger"]
 
 
 def test_loadpin_looks_at_the_place_and_enforce_would_let_it_in(lab: Path) -> None:
@@ -68,7 +75,9 @@ def test_loadpin_looks_at_the_place_and_enforce_would_let_it_in(lab: Path) -> No
     )
     changes = said["would_change"]
     assert isinstance(changes, list)
-    assert any("ENFORCE_SIGNED_MODULES" in change for change in changes)
+    found = {change["kind"]: (change["verdict"], change["reason"]) for change in changes}
+    assert found["policy"] == ("allow", "trusted_signature")
+    assert found["pinned-root"] == ("allow", "pinned_root")
     assert explain(lab, "unsigned.ko", "--from", "pinned-root")[0] == 0
     assert explain(lab, "unsigned.ko", "--from", "memory")[1]["reason"] == "no_file"
 
@@ -91,8 +100,43 @@ def test_certificates_of_the_kernel_can_be_named(lab: Path, operator: Identity) 
 def test_text_reads_well(lab: Path) -> None:
     arguments = [str(lab / "unsigned.ko"), "--config", str(lab / "node.yaml"), "--from", "other"]
     result = CliRunner().invoke(command, arguments, standalone_mode=False)
-    assert result.stdout.splitlines()[0].endswith("unsigned.ko: deny (unsigned, errno EKEYREJECTED)")
-    assert "changes by signing the module with a trusted key" in result.stdout
+    lines = result.stdout.splitlines()
+    assert lines[0].endswith("unsigned.ko: deny (unsigned, errno EKEYREJECTED)")
+    start = lines.index("What would change this verdict, each tried by itself:")
+    assert lines[start + 1].startswith("  - sign the module anew")
+    assert lines[start + 1].endswith(": allow (trusted_signature)")
+    assert lines[-1].startswith("      DANGER: nothing is refused any more")
+
+
+def test_force_takes_the_signature_away(lab: Path) -> None:
+    status, said = explain(lab, "signed.ko", "--from", "other", "--force")
+    assert (status, said["verdict"], said["reason"], said["forced"]) == (1, "deny", "unsigned", True)
+
+
+def test_the_kernel_that_checks_can_be_named(lab: Path) -> None:
+    curve = make_identity("curve", "p256")
+    elf = make_elf(MODINFO)
+    (lab / "signed.ko").write_bytes(append(elf, openssl_cms(elf, curve)))
+    (lab / "operator.pem").write_bytes(curve.pem)
+    assert explain(lab, "signed.ko", "--from", "other", "--kernel-profile", "latest")[0] == 0
+    status, said = explain(lab, "signed.ko", "--from", "other", "--kernel-profile", "5.10")
+    assert (status, said["reason"], said["kernel_profile"]) == (1, "unsupported_signature", "5.10")
+    changes = said["would_change"]
+    assert isinstance(changes, list)
+    assert ("kernel", "allow") in {(change["kind"], change["verdict"]) for change in changes}
+    assert explain(lab, "signed.ko", "--from", "other")[1]["kernel_profile"] == os.uname().release
+
+
+def test_a_node_pool_is_picked_by_labels(lab: Path) -> None:
+    write_config(
+        lab,
+        "ENFORCE_SIGNED_MODULES",
+        "  nodePools:\n  - {name: dev, nodeSelector: {dev: 'yes'}, mode: audit}\n",
+    )
+    status, said = explain(lab, "unsigned.ko", "--from", "other")
+    assert (status, said["mode"]) == (1, "enforce")
+    assert any("--node-label" in str(note) for note in said["notes"])  # type: ignore[attr-defined]
+    assert explain(lab, "unsigned.ko", "--from", "other", "--node-label", "dev=yes")[1]["mode"] == "audit"
 
 
 @pytest.mark.parametrize(
