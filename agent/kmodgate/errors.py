@@ -59,6 +59,10 @@ class ModuleFormatError(KmodgateError):
         self.errno_name = errno_name
 
 
+class ImageError(InputError):
+    """A kernel image that cannot be taken apart; the caller adds the file's name."""
+
+
 class SignatureError(KmodgateError):
     """A module whose signature does not make it trusted.
 
