@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
 from kmodgate import __version__
 from kmodgate.errors import KmodgateError
@@ -23,10 +29,16 @@ from kmodgate.errors import KmodgateError
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run the node agent: enforce the policy, serve metrics, log decisions."),
     "verify": ("verify", "Verify the signatures of module files. Needs no root and no kernel."),
+    "scan": ("scan", "Say which modules ENFORCE would refuse: loaded ones, and those on disk."),
     "explain": ("explain", "Explain the verdict that a policy gives one module file."),
     "doctor": ("doctor", "Say what this node can enforce, rung by rung, and why not more."),
+    "completion": ("completion", "Print the script for shell completion: bash, zsh or fish."),
     "describe": ("describe", "Print the node's policy in the shape of the GKE API."),
 }
+
+
+class OutputError(Exception):
+    """Standard output failed; everything else that can fail is told as a ``KmodgateError``."""
 
 
 class LazyGroup(click.Group):
@@ -53,34 +65,92 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click would take a broken pipe for an answer (exit code 1)."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            raise OutputError from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options that begin so, without importing the commands."""
+        fitting = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*fitting, *click.Command.shell_complete(self, ctx, incomplete)]
+
 
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 fine, 1 the answer is no, 2 usage or bad input, 3 cannot run here. "
-    'Shell completion: eval "$(_KMODGATE_COMPLETE=bash_source kmodgate)" (zsh_source, fish_source).',
+    "Shell completion: kmodgate completion --help.",
 )
 @click.version_option(__version__, prog_name="kmodgate")
 def cli() -> None:
     """Let a node load only the kernel modules its policy trusts, and say why."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Console entry point: runs the command, maps errors to exit codes."""
+    if sys.stderr is None:  # closed; whatever is said goes nowhere
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for the life of the process
+    if sys.stdout is None:
+        _complain("standard output is closed; send it to /dev/null if it is not wanted")
+        sys.exit(3)
+    if isinstance(sys.stdout, TextIOWrapper):  # a locale without the characters must not end a report
+        sys.stdout.reconfigure(errors="backslashreplace")
+    sys.exit(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """The exit code."""
     try:
         result = cli.main(
             args=None if argv is None else list(argv), prog_name="kmodgate", standalone_mode=False
         )
-    except click.exceptions.Abort:
-        sys.exit(130)
+        sys.stdout.flush()
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
     except KmodgateError as error:
-        click.echo(f"kmodgate: error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output left (`| head`); flushing at exit must not complain.
+        _complain(str(error))
+        return error.exit_code
+    except (OutputError, OSError) as error:
+        return _output_failed(error)
+    except MemoryError:
+        _complain("out of memory; give it more, or fewer and smaller files")
+        return 3
+    return result if isinstance(result, int) else 0
+
+
+def _output_failed(error: Exception) -> int:
+    """The exit code after the system refused something, which as a rule is our output.
+
+    Standard output is given up: flushing it at exit must not fail again.
+    """
+    cause = error.__cause__ if isinstance(error, OutputError) else error
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    sys.exit(result if isinstance(result, int) else 0)
+    if isinstance(cause, BrokenPipeError):
+        # The reader left (`| head`): quietly, and neither yes nor no, as if SIGPIPE had ended us.
+        return 128 + signal.SIGPIPE
+    reason = cause.strerror if isinstance(cause, OSError) else str(cause)
+    if isinstance(cause, OSError) and cause.filename is not None:  # not the output at all
+        _complain(f"{os.fsdecode(cause.filename)}: {(reason or 'cannot be used').lower()}")
+        return 2
+    _complain(f"standard output cannot be written: {(reason or 'unknown').lower()}; the report is incomplete")
+    return 3
+
+
+def _complain(message: str) -> None:
+    """One line on standard error for each of the message; names in it cannot drive the terminal."""
+    lines = message.split("\n")
+    shown = "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
+    with suppress(OSError):
+        click.echo(f"kmodgate: error: {shown}", err=True)

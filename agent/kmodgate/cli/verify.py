@@ -153,16 +153,18 @@ def _summary(counts: Counter[SignatureStatus]) -> str:
         ),
     ),
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--trust",
     metavar="PEM",
+    type=click.Path(),
     multiple=True,
     help="Certificates (PEM or DER) to trust; without one nothing is trusted. May be repeated.",
 )
 @click.option(
     "--revoked",
     metavar="FILE",
+    type=click.Path(),
     multiple=True,
     help="Revocations, one a line: tbs:HEX, bin:HEX or id:HEX. They win over --trust. May be repeated.",
 )
