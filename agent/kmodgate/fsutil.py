@@ -38,7 +38,8 @@ class FileReadError(InputError):
         self.errno_name = errno_name
 
 
-def _os_error(name: str, error: OSError) -> FileReadError:
+def file_error(name: str, error: OSError) -> FileReadError:
+    """The system's error over a file, as the error that names the file."""
     number = error.errno or errno.EIO
     if number in {errno.ENXIO, errno.EOPNOTSUPP}:
         return FileReadError(
@@ -73,7 +74,7 @@ def read_regular_fd(fd: int, max_size: int, name: str) -> bytes:
             return data
         return _read_on(fd, data, max_size, name)
     except OSError as error:
-        raise _os_error(name, error) from error
+        raise file_error(name, error) from error
 
 
 def _read_on(fd: int, head: bytes, max_size: int, name: str) -> bytes:
@@ -104,7 +105,7 @@ def read_regular_file(path: str | os.PathLike[str], max_size: int) -> bytes:
     except ValueError as error:  # an embedded null byte
         raise FileReadError(repr(name), str(error), "ENOENT") from error
     except OSError as error:
-        raise _os_error(name, error) from error
+        raise file_error(name, error) from error
     try:
         return read_regular_fd(fd, max_size, name)
     finally:

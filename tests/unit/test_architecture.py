@@ -29,6 +29,7 @@ LAYERS = {
     "kube": 4,
     "telemetry": 4,
     "answers": 5,
+    "scan": 5,
     "observe": 5,
     "selfprobe": 5,
     "settings": 5,

@@ -42,7 +42,7 @@ def parse_labels(
     return labels
 
 
-def _profile(context: click.Context, parameter: click.Parameter, name: str) -> KernelProfile:
+def parse_profile(context: click.Context, parameter: click.Parameter, name: str) -> KernelProfile:
     """The profile of that name."""
     from kmodgate.signature import PROFILES
 
@@ -87,7 +87,7 @@ def kernel_profile_option(default: str) -> Callable[[click.decorators.FC], click
     return click.option(
         "--kernel-profile",
         "profile",
-        callback=_profile,
+        callback=parse_profile,
         shell_complete=_complete_profile,
         metavar="NAME",
         default=default,
