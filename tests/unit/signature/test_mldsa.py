@@ -15,6 +15,7 @@ from tests.vectors.generate import append, integer, oid, sequence, signed_data, 
 
 from kmodgate.errors import SignatureError
 from kmodgate.signature import LATEST, PROFILES, TrustStore, load_certificates, predict, verify
+from kmodgate.signature.kernel.mldsa import decodes_as_mldsa
 
 PAYLOAD = b"payload" * 20
 KINDS = {
@@ -120,3 +121,39 @@ def test_attributes_beside_rsa_are_refused_even_where_ml_dsa_waives_them(signer:
     data = append(PAYLOAD, signed_data(first, second, digests=("sha512",)))
     with pytest.raises(SignatureError):
         verify(data, signer.trust)
+
+
+def _damaged(value: bytes, kind: str) -> dict[str, tuple[bytes, bool]]:
+    """Values of the right length, and whether they decode (as a real 7.2 kernel has it)."""
+    high = bytearray(value)
+    high[200:209] = b"\xff" * 9
+    hint = bytearray(value)
+    hint[-1] = 0xFF
+    commitment = bytearray(value)
+    commitment[0] ^= 1
+    return {
+        f"{kind} noise": (hashlib.shake_256(b"x").digest(len(value)), False),
+        f"{kind} response out of range": (bytes(high), False),
+        f"{kind} hint": (bytes(hint), False),
+        f"{kind} commitment": (bytes(commitment), True),
+        f"{kind} untouched": (value, True),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_value_that_does_not_decode_is_told_from_a_mismatch(kind: str) -> None:
+    key = KINDS[kind][0].generate()
+    for name, (value, decodes) in _damaged(key.sign(PAYLOAD), kind).items():
+        assert decodes_as_mldsa(kind, value) == decodes, name
+
+
+def test_with_its_certificate_inside_the_errno_tells(signer: Signer) -> None:
+    inside = tlv(0xA0, signer.certificate.public_bytes(serialization.Encoding.DER))
+    size = len(signer.key.sign(b""))
+    for value, errno_name in (
+        (hashlib.shake_256(b"x").digest(size), "EBADMSG"),
+        (signer.key.sign(b"another"), "EKEYREJECTED"),
+    ):
+        info = signer.info(signature=value)
+        data = append(PAYLOAD, signed_data(info, digests=("sha512",), certificates=inside))
+        assert predict(data, signer.trust) == errno_name

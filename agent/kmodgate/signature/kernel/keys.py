@@ -26,6 +26,7 @@ from kmodgate.signature.profile import KernelProfile
 
 from .answer import Refusal
 from .ber import compile_grammar, decode, group, leaf
+from .mldsa import decodes_as_mldsa
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
@@ -363,11 +364,12 @@ def _mldsa_key(
 
 
 def _check_mldsa(key: PublicKey, signature: Signature) -> None:
-    """``mldsa_verify()``; a value of the right length that cannot be decoded counts as a mismatch."""
+    """``mldsa_verify()``."""
     public, size = _mldsa_key(key)
     if len(signature.value) != size:
         raise _rejected("EBADMSG", f"an ML-DSA signature of {len(signature.value)} bytes, not {size}")
     try:
         public.verify(signature.value, signature.message)
     except InvalidSignature as error:
-        raise _rejected("EKEYREJECTED", _MISMATCH) from error
+        decodes = decodes_as_mldsa(key.algorithm, signature.value)
+        raise _rejected("EKEYREJECTED" if decodes else "EBADMSG", _MISMATCH) from error
