@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -18,7 +19,7 @@ from kmodgate.signature import LATEST, PROFILES, TrustStore, load_certificates, 
 from kmodgate.signature.kernel.mldsa import decodes_as_mldsa
 
 PAYLOAD = b"payload" * 20
-KINDS = {
+KINDS: dict[str, tuple[Any, str]] = {
     "mldsa44": (mldsa.MLDSA44PrivateKey, "2.16.840.1.101.3.4.3.17"),
     "mldsa65": (mldsa.MLDSA65PrivateKey, "2.16.840.1.101.3.4.3.18"),
     "mldsa87": (mldsa.MLDSA87PrivateKey, "2.16.840.1.101.3.4.3.19"),

@@ -7,6 +7,7 @@ Sources: FIPS 204 algorithms 21 and 27; ``lib/crypto/mldsa.c``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 _COEFFICIENTS = 256
 
@@ -73,7 +74,7 @@ def _hint_decodes(hint: bytes, one: _Parameters) -> bool:
         if end < start or end > one.hints:
             return False
         positions = hint[start:end]
-        if any(second <= first for first, second in zip(positions, positions[1:], strict=False)):
+        if any(second <= first for first, second in pairwise(positions)):
             return False
         start = end
     return not any(hint[start : one.hints])
