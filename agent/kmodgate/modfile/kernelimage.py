@@ -21,6 +21,10 @@ from typing import Final, Protocol
 
 from kmodgate.errors import ImageError
 
+from .embedded import certificates
+
+__all__ = ["DEFAULT_MAX_SIZE", "ELF_MAGIC", "certificates", "extract"]
+
 ELF_MAGIC: Final = b"\x7fELF"
 DEFAULT_MAX_SIZE: Final = 256 << 20
 """Above any distribution's kernel (48 to 66 MiB in Debian's), below what hurts."""
