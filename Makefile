@@ -20,6 +20,10 @@ BPF_HEADERS := $(wildcard bpf/*.h)
 BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
+FUZZ_TEST_RUNS ?= 10000
+FUZZ_TARGETS ?= all
+FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 1
 VM := $(BIN)/python vm-images/vm
 
 .PHONY: help
@@ -94,6 +98,15 @@ format: $(STAMP) ## Format the sources
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
 	$(BIN)/pytest -q -m 'not modules' tests/unit
 
+.PHONY: test-fuzz
+test-fuzz: $(STAMP) ## Fuzz every parser, a fixed number of inputs each
+	$(BIN)/python -m tests.fuzz all --runs $(FUZZ_TEST_RUNS)
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## Fuzz for long: FUZZ_TARGETS, FUZZ_SECONDS (each), FUZZ_SEED; keeps what it finds
+	$(BIN)/python -m tests.fuzz $(FUZZ_TARGETS) --runs -1 --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) \
+		--corpus build/fuzz/corpus
+
 .PHONY: test-modules
 test-modules: $(STAMP) vm ## Verify every module of Debian's kernel package, and refuse each with a byte flipped
 	KMODGATE_TEST_MODULES_LIMIT=100000 \
@@ -110,7 +123,7 @@ test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
 
 .PHONY: test
-test: setup lint test-fast test-bpf test-modules test-vm ## All set-up and every test
+test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
 bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
