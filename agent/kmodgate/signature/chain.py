@@ -12,19 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 
 from kmodgate.errors import SignatureError
 from kmodgate.model import SignatureStatus
 
 from .cms import overlooked
-from .names import escape
+from .names import CERTIFICATE_PROBLEMS, subject_of
 
-_PROBLEMS = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.DuplicateExtension)
+_PROBLEMS = (InvalidSignature, *CERTIFICATE_PROBLEMS)
 
 
 def _refused(certificate: x509.Certificate, problem: str) -> SignatureError:
-    subject = escape(certificate.subject.rfc4514_string())
+    subject = subject_of(certificate)
     return SignatureError(
         SignatureStatus.UNTRUSTED_SIGNER,
         "EKEYREJECTED",
@@ -67,7 +67,7 @@ def check_chain(path: Sequence[bytes], anchor: x509.Certificate) -> tuple[x509.C
     for der in path:
         try:
             certificates.append(x509.load_der_x509_certificate(der))
-        except ValueError as error:
+        except CERTIFICATE_PROBLEMS as error:
             raise overlooked(f"a certificate inside is not DER ({error})") from error
     for position, certificate in enumerate(certificates):
         issuer = certificates[position + 1] if position + 1 < len(certificates) else anchor

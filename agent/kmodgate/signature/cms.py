@@ -19,6 +19,8 @@ from cryptography.hazmat import asn1
 from kmodgate.errors import SignatureError
 from kmodgate.model import SignatureStatus
 
+from .names import CERTIFICATE_PROBLEMS
+
 _SEQUENCE_TAG = b"\x30"
 _MLDSA_ARC = "2.16.840.1.101.3.4.3."
 # ecdsa-with-SHA2 and -SHA3 (RFC 5758, RFC 8702) and the digest each names. Kernels go by the
@@ -121,7 +123,7 @@ def check_strict(der: bytes) -> None:
     """
     try:
         data = asn1.decode_der(ContentInfo, der).content
-    except ValueError as error:
+    except CERTIFICATE_PROBLEMS as error:
         reason = str(error).removeprefix("error parsing asn1 value: ")
         raise overlooked(f"not the DER of SignedData ({reason})") from error
     announced = {identifier.algorithm for identifier in data.digest_algorithms.as_list()}

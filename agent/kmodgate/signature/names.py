@@ -11,7 +11,18 @@ from __future__ import annotations
 import warnings
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
+
+CERTIFICATE_PROBLEMS = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for a certificate, when parsing it or later, at the field's first use."""
 
 _SHORT = 0x80  # lengths below stand in one byte (X.690 section 8.1.3.4)
 
@@ -45,7 +56,14 @@ def rfc4514(name: asn1.TLV) -> str:
         # An attribute longer than X.520 allows is odd, and still the signer's name.
         warnings.simplefilter("ignore")
         try:
-            parsed = name.parse(x509.Name)
-        except ValueError:
-            return "#" + name.data.hex()
-        return escape(parsed.rfc4514_string())
+            return escape(name.parse(x509.Name).rfc4514_string())
+        except CERTIFICATE_PROBLEMS:
+            return "#" + bytes(name.data).hex()
+
+
+def subject_of(certificate: x509.Certificate) -> str:
+    """The subject for messages, whatever is in it."""
+    try:
+        return escape(certificate.subject.rfc4514_string())
+    except CERTIFICATE_PROBLEMS:
+        return "?"

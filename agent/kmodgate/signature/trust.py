@@ -15,7 +15,6 @@ from datetime import datetime
 from typing import TypeAlias
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -26,7 +25,7 @@ from kmodgate.model import Signer
 from .kernel import Keyring, Refusal
 from .kernel.certificate import Certificate, parse_certificate
 from .kernel.keys import check_key
-from .names import escape, render
+from .names import CERTIFICATE_PROBLEMS, render, subject_of
 from .profile import LATEST, KernelProfile
 from .revocation import Revocations
 
@@ -155,14 +154,14 @@ def load_certificates(data: bytes, label: str) -> tuple[TrustAnchor, ...]:
             certificates = x509.load_pem_x509_certificates(data)
         else:
             certificates = [x509.load_der_x509_certificate(data)]
-    except ValueError as error:
+    except CERTIFICATE_PROBLEMS as error:
         hint = "check it with `openssl x509 -noout -text`"
         raise ConfigError(f"a certificate does not parse ({error}); {hint}", source=label) from error
     return tuple(_anchor(certificate, label) for certificate in certificates)
 
 
 def _anchor(certificate: x509.Certificate, label: str) -> TrustAnchor:
-    subject = render_subject(certificate)
+    subject = subject_of(certificate)
     try:
         parsed = parse_certificate(certificate.public_bytes(Encoding.DER), LATEST)
         check_key(parsed.key, LATEST)
@@ -174,15 +173,7 @@ def _anchor(certificate: x509.Certificate, label: str) -> TrustAnchor:
             "most 4096 bits, ECDSA on P-256, P-384 or P-521, or ML-DSA, and sign it with SHA-256 or better",
             source=label,
         ) from refusal
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except CERTIFICATE_PROBLEMS as error:
         raise ConfigError(f"a certificate cannot be used ({error})", source=label) from error
     assert isinstance(public_key, PublicKey)  # noqa: S101  # check_key let it pass
     return TrustAnchor(label, certificate, public_key, parsed, signer_of(parsed), not_before, not_after)
-
-
-def render_subject(certificate: x509.Certificate) -> str:
-    """The subject for messages, whatever is in it."""
-    try:
-        return escape(certificate.subject.rfc4514_string())
-    except ValueError:
-        return "?"

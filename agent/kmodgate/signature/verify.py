@@ -164,6 +164,7 @@ class _Examination:
 
     def _check_strict(self, parts: AppendedSignature, accepted: Sequence[Acceptance]) -> list[_Trusted]:
         check_strict(parts.cms)
+        self._check_certificates()
         trusted = []
         for acceptance in accepted:
             info, anchor = acceptance.signer, self._trust.anchors[acceptance.key.index]
@@ -181,6 +182,20 @@ class _Examination:
             path = check_chain([one.der for one in acceptance.path], anchor.certificate)
             trusted.append(_Trusted(info, anchor, path))
         return trusted
+
+    def _check_certificates(self) -> None:
+        """Each certificate inside is an anchor or has a part in some signer's path."""
+        assert self.message is not None  # noqa: S101  # step 4
+        used: set[int] = set()
+        for info in self.message.signers:
+            certificate = info.signer
+            while certificate is not None and id(certificate) not in used:
+                used.add(id(certificate))
+                certificate = certificate.parent
+        anchors = {anchor.parsed.der for anchor in self._trust.anchors}
+        for certificate in self.message.certificates:
+            if id(certificate) not in used and certificate.der not in anchors:
+                raise overlooked("a certificate inside has no part in any signer's path")
 
     def _as_error(self, refusal: Refusal) -> SignatureError:
         """The kernel's refusal in kmodgate's words."""

@@ -11,7 +11,7 @@ from tests.vectors import generate
 from tests.vectors.generate import Identity, append, make_identity, sequence, signed_data, signer_info, tlv
 
 from kmodgate.errors import KmodgateError, SignatureError
-from kmodgate.signature import Revocations, TrustStore, load_certificates, report, verify
+from kmodgate.signature import Revocations, TrustStore, load_certificates, predict, report, verify
 
 PAYLOAD = generate.make_elf(generate.MODINFO)
 REJECTED = "EKEYREJECTED"
@@ -212,11 +212,14 @@ def test_the_embedded_certificate_of_an_anchor_changes_nothing(signer: Identity,
     assert outcome(append(PAYLOAD + b"x", cms), trust) == ("bad_signature", REJECTED)
 
 
-def test_a_certificate_inside_that_has_no_part_is_let_be(
+def test_a_certificate_inside_that_has_no_part_is_refused(
     signer: Identity, stranger: Identity, trust: TrustStore
 ) -> None:
     cms = signed_data(signer_info(PAYLOAD, signer), certificates=tlv(0xA0, stranger.der))
-    assert verify(append(PAYLOAD, cms), trust).anchor.label == "signer.pem"
+    assert predict(append(PAYLOAD, cms), trust) is None
+    assert outcome(append(PAYLOAD, cms), trust) == ("malformed_signature", "EBADMSG")
+    both = TrustStore(trust.anchors + load_certificates(stranger.pem, "stranger.pem"))
+    assert verify(append(PAYLOAD, cms), both).anchor.label == "signer.pem"
     broken = bytearray(stranger.der)
     broken[-1] ^= 1  # a self-signature that does not match spoils the message
     cms = signed_data(signer_info(PAYLOAD, signer), certificates=tlv(0xA0, bytes(broken)))

@@ -43,6 +43,7 @@ class Certificate:
         validity: first and last moment.
         self_signed: it verifies itself.
         unsupported_signature: the kernel lacks what the signature needs.
+        parent: the embedded certificate whose key verified this one; itself when self-signed.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Certificate:
         "identity",
         "issuer",
         "key",
+        "parent",
         "self_signed",
         "signature",
         "skid",
@@ -73,6 +75,7 @@ class Certificate:
         self.validity = (fields.dates[0], fields.dates[1])
         self.self_signed = False
         self.unsupported_signature = False
+        self.parent: Certificate | None = None
 
 
 class _Fields:

@@ -171,7 +171,8 @@ def check_key(key: PublicKey, profile: KernelProfile) -> None:
     if key.algorithm not in profile.keys:
         raise Refusal("ENOENT", f"{key.algorithm} is not built into the kernel")
     if key.algorithm == "rsa":
-        _rsa_key(key.raw, profile.rsa_bits)
+        if _rsa_key(key.raw, profile.rsa_bits)[1].bit_length() > _MAX_EXPONENT_BITS:
+            raise _rejected("EKEYREJECTED", f"RSA exponents above {_MAX_EXPONENT_BITS} bits are not tried")
     elif key.algorithm in _CURVES:
         _ec_key(key.algorithm, key.raw, short=profile.ecdsa_short_keys)
     else:
@@ -255,6 +256,8 @@ _MISMATCH = "the signature does not match"
 
 def _check_rsa(raw: bytes, signature: Signature, profile: KernelProfile) -> None:
     modulus, exponent, size, ready = _rsa_key(raw, profile.rsa_bits)
+    if exponent.bit_length() > _MAX_EXPONENT_BITS:
+        raise _rejected("EKEYREJECTED", f"RSA exponents above {_MAX_EXPONENT_BITS} bits are not tried")
     digest = _digest(signature)
     if len(signature.value) != size:
         raise _rejected("EINVAL", f"an RSA signature of {len(signature.value)} bytes by a key of {size}")
@@ -265,8 +268,6 @@ def _check_rsa(raw: bytes, signature: Signature, profile: KernelProfile) -> None
             pass
         else:
             return
-    if exponent.bit_length() > _MAX_EXPONENT_BITS:
-        raise _rejected("EKEYREJECTED", f"RSA exponents above {_MAX_EXPONENT_BITS} bits are not tried")
     value = int.from_bytes(signature.value, "big")
     low, high = (2, modulus - 2) if profile.rsa_refuses_trivial else (0, modulus - 1)
     if not low <= value <= high:

@@ -102,7 +102,6 @@ class _Verification:
     payload: BytesLike
     keyring: Keyring
     digest: DigestOf
-    parents: dict[int, Certificate] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     verified: dict[int, Acceptance] = field(default_factory=dict)
 
@@ -169,13 +168,14 @@ class _Verification:
         while True:
             seen.add(id(certificate))
             if certificate.self_signed:
-                self.parents[id(certificate)] = certificate
+                certificate.parent = certificate
                 return
             issuer = self._issuer(certificate)
             if issuer is None or id(issuer) in seen:
                 return
-            check_signature(issuer.key, certificate.signature, self.keyring.profile)
-            self.parents[id(certificate)] = issuer
+            if certificate.parent is not issuer:  # else another SignerInfo led here before
+                check_signature(issuer.key, certificate.signature, self.keyring.profile)
+                certificate.parent = issuer
             certificate = issuer
 
     def _issuer(self, certificate: Certificate) -> Certificate | None:
@@ -226,11 +226,10 @@ class _Verification:
                 keys = []  # any error but "out of memory" counts as not found
             if keys:
                 return self._matched(info, path, keys, certificate)
-            parent = self.parents.get(id(certificate))
-            if parent is certificate:
+            if certificate.parent is certificate:
                 return None
             path.append(certificate)
-            certificate = parent
+            certificate = certificate.parent
         if path:
             identity, skid = path[-1].authority
             if identity is not None or skid is not None:
