@@ -85,6 +85,6 @@ def get(resolved: apt.Resolved) -> Kernel:
 
     recipe = (resolved.suite, resolved.release, *(f"{p.name}={p.version}" for p in resolved.image))
     busybox = Path(find("busybox"))
-    own = [Path(str(module.__file__)) for module in (initramfs, vmlinux)] + [Path(__file__)]
+    own = [Path(str(initramfs.__file__)), *vmlinux.SOURCES, Path(__file__)]
     key = cache.digest([*recipe, INIT, busybox, *own])
     return Kernel(cache.entry(f"kernel-{resolved.suite}-{key}", build), resolved.release)

@@ -50,16 +50,14 @@ def certificates(kernel: Kernel) -> Path:
     """The keys' folder plus ``kernel.pem`` (the build-time key) and ``kernel-all.pem`` (every one found)."""
 
     def build(target: Path) -> None:
-        found = vmlinux.certificates(kernel.vmlinux.read_bytes())
-        built = [der for subject, der in found if vmlinux.KERNEL_KEY_SUBJECT in subject]
+        built, every = vmlinux.certificates(kernel.vmlinux.read_bytes())
         if not built:
-            subjects = "; ".join(subject for subject, _ in found) or "none"
             raise VmToolError(
-                f"no {vmlinux.KERNEL_KEY_SUBJECT!r} in {kernel.vmlinux}; certificates there: {subjects}"
+                f"none of the {len(every)} certificates in {kernel.vmlinux} is {vmlinux.KERNEL_KEY_SUBJECT!r}"
             )
         shutil.copytree(get(), target)
         (target / "kernel.pem").write_bytes(b"".join(map(vmlinux.to_pem, built)))
-        (target / "kernel-all.pem").write_bytes(b"".join(vmlinux.to_pem(der) for _, der in found))
+        (target / "kernel-all.pem").write_bytes(b"".join(map(vmlinux.to_pem, every)))
 
     key = cache.digest([get().name, kernel.folder.name, Path(__file__)])
     return cache.entry(f"certs-{kernel.release}-{key}", build)
