@@ -22,6 +22,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from kmodgate import __version__
+from kmodgate.cli.stderr import complain
 from kmodgate.errors import KmodgateError
 
 # name -> (module in this package, first line of its help); the second element is here
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     if sys.stderr is None:  # closed; whatever is said goes nowhere
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for the life of the process
     if sys.stdout is None:
-        _complain("standard output is closed; send it to /dev/null if it is not wanted")
+        complain("standard output is closed; send it to /dev/null if it is not wanted")
         sys.exit(3)
     if isinstance(sys.stdout, TextIOWrapper):  # a locale without the characters must not end a report
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -119,12 +120,12 @@ def _run(argv: Sequence[str] | None) -> int:
             error.show()
         return error.exit_code
     except KmodgateError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except (OutputError, OSError) as error:
         return _output_failed(error)
     except MemoryError:
-        _complain("out of memory; give it more, or fewer and smaller files")
+        complain("out of memory; give it more, or fewer and smaller files")
         return 3
     return result if isinstance(result, int) else 0
 
@@ -142,15 +143,7 @@ def _output_failed(error: Exception) -> int:
         return 128 + signal.SIGPIPE
     reason = cause.strerror if isinstance(cause, OSError) else str(cause)
     if isinstance(cause, OSError) and cause.filename is not None:  # not the output at all
-        _complain(f"{os.fsdecode(cause.filename)}: {(reason or 'cannot be used').lower()}")
+        complain(f"{os.fsdecode(cause.filename)}: {(reason or 'cannot be used').lower()}")
         return 2
-    _complain(f"standard output cannot be written: {(reason or 'unknown').lower()}; the report is incomplete")
+    complain(f"standard output cannot be written: {(reason or 'unknown').lower()}; the report is incomplete")
     return 3
-
-
-def _complain(message: str) -> None:
-    """One line on standard error for each of the message; names in it cannot drive the terminal."""
-    lines = message.split("\n")
-    shown = "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines)
-    with suppress(OSError):
-        click.echo(f"kmodgate: error: {shown}", err=True)

@@ -14,6 +14,7 @@ from json.encoder import encode_basestring_ascii
 import click
 
 from kmodgate.cli.options import examples, kernel_profile_option, parse_size
+from kmodgate.cli.stderr import complain, hint
 from kmodgate.errors import ModuleFormatError
 from kmodgate.fsutil import FileReadError, read_regular_file
 from kmodgate.inspection import DEFAULT_MAX_SIZE, inspect
@@ -211,15 +212,14 @@ def command(  # noqa: PLR0917  # click passes them by name
         line = as_json(path, report) if output == "json" else as_text(path, report, colour=colour)
         out.write(line + "\n")
         if report.status is _UNREADABLE and (output == "json" or not terminal):
-            click.echo(f"kmodgate: error: {_printable(path)}: {_printable(report.detail)}", err=True)
+            complain(f"{_printable(path)}: {_printable(report.detail)}")
     if output == "text":
         out.write(_summary(counts) + "\n")
     out.flush()
     if not len(store) and counts[SignatureStatus.UNTRUSTED_SIGNER]:
-        click.echo(
-            "kmodgate: hint: no --trust was given, so no signer is trusted; "
-            "add --trust CERTIFICATE.pem for each key that the node trusts",
-            err=True,
+        hint(
+            "no --trust was given, so no signer is trusted; "
+            "add --trust CERTIFICATE.pem for each key that the node trusts"
         )
     if counts[_UNREADABLE]:
         return 2
