@@ -10,13 +10,16 @@ or its seeds change (it replaces the folder ``trust`` and all files called ``see
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import shutil
+import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import lz4.block
 import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -160,6 +163,54 @@ def streams() -> Iterable[bytes]:
     yield zstandard.ZstdCompressor(level=19).compressobj().compress(data)
 
 
+def images(rsa: Identity, ec: Identity) -> Iterable[bytes]:
+    """Kernels with two certificates, in each container and compression."""
+    listed = rsa.der + ec.der
+    kernel = PAYLOAD.ljust(-(-len(PAYLOAD) // 8) * 8, b"\0") + listed
+    kernel = kernel.ljust(-(-len(kernel) // 8) * 8, b"\0") + struct.pack("<QQ", len(listed), len(rsa.der))
+    yield kernel
+    yield b"MZ".ljust(0x38, b"\0") + b"ARM\x64" + kernel
+    stated = struct.pack("<I", len(kernel))
+    packed = {
+        "gzip": gzip.compress(kernel),
+        "xz": lzma.compress(kernel, check=lzma.CHECK_CRC32),
+        "lzma": lzma.compress(kernel, format=lzma.FORMAT_ALONE),
+        "bzip2": bz2.compress(kernel),
+        "zstd": zstandard.compress(kernel),
+        "lz4": b"\x02\x21\x4c\x18" + _lz4(kernel),
+    }
+    for name, payload in packed.items():
+        boot = _bzimage(payload + stated)
+        yield boot
+        yield (
+            b"MZ\0\0zimg"
+            + struct.pack("<II", 64, len(payload) + 4)
+            + name.ljust(48).encode()
+            + payload
+            + stated
+        )
+    pe = (
+        b"MZ".ljust(0x3C, b"\0")
+        + struct.pack("<I", 64)
+        + b"PE\0\0"
+        + struct.pack("<HHIIIHH", 0x8664, 1, 0, 0, 0, 0, 0)
+    )
+    yield pe + struct.pack("<8sIIII16x", b".linux", len(boot), 0, len(boot), len(pe) + 40) + boot
+
+
+def _lz4(data: bytes) -> bytes:
+    packed: bytes = lz4.block.compress(data, store_size=False)
+    return struct.pack("<I", len(packed)) + packed
+
+
+def _bzimage(payload: bytes) -> bytes:
+    header = bytearray(1024)
+    header[0x1F1] = 1
+    header[0x202:0x208] = b"HdrS" + struct.pack("<H", 0x20F)
+    header[0x248:0x250] = struct.pack("<II", 0, len(payload))
+    return bytes(header) + payload
+
+
 def configs() -> Iterable[bytes]:
     """The examples of the documentation, and what only YAML can say."""
     for path in sorted((HERE.parents[1] / "docs" / "examples").glob("*.yaml")):
@@ -207,6 +258,7 @@ def main() -> None:
     write("revocations", revocations())
     write("modinfo", [make_elf(MODINFO, bits=b, order=o) for b in (32, 64) for o in ("little", "big")])
     write("decompress", streams())
+    write("kernelimage", images(rsa, ec))
     write("config", configs())
 
 
