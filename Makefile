@@ -137,6 +137,7 @@ wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
 .PHONY: docs
 docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m kmodgate.telemetry.metrics > docs/metrics.md
+	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

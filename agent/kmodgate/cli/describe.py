@@ -14,13 +14,22 @@ from typing import Any
 import click
 import yaml
 
-from kmodgate.cli.options import parse_labels
+from kmodgate.cli.options import examples, parse_labels
 from kmodgate.config import NodeConfig, load, load_pin, resolve
 from kmodgate.config.values import DEFAULT, LoadPinSetting
 from kmodgate.model import Policy
 
 
-@click.command(name="describe")
+@click.command(
+    name="describe",
+    epilog=examples(
+        (
+            "kmodgate describe --config node.yaml",
+            "The policy in force, and the line that each value comes from.",
+        ),
+        ("kmodgate describe --config node.yaml --node-label pool=gpu", "… on the nodes of a pool."),
+    ),
+)
 @click.option(
     "--config",
     "path",
@@ -82,6 +91,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
             "certificates": [str(path) for path in config.trust.certificates],
             "requireValidity": config.trust.require_validity,
             "revoked": [str(path) for path in config.trust.revoked],
+            "revokedCertificates": [str(path) for path in config.trust.revoked_certificates],
         },
         "holdTimeout": f"{config.hold_timeout_ns / 1_000_000:g}ms",
         "maxModuleSize": f"{config.max_module_size / (1 << 20):g}MiB",
@@ -117,6 +127,7 @@ _KEYS = (
     "trust.certificates",
     "trust.requireValidity",
     "trust.revoked",
+    "trust.revokedCertificates",
     "holdTimeout",
     "maxModuleSize",
     "listen",
