@@ -28,7 +28,7 @@ _WHAT_TO_DO = {
     ScanReason.KERNEL_KEYRING_UNVERIFIED: "the kernel lists a key of that name or id, which cannot be "
     "verified with from here; give its certificate with --trust",
     ScanReason.KERNEL_KEYS_MISSING: "the kernel's own certificates are not at hand; "
-    "give them with --trust, or make its image readable",
+    "give them with --trust, make its image readable, or say with --kernel which kernel it is for",
     ScanReason.NO_FILE_FOUND: "loaded from an initial RAM disk, from memory, or from a file that is gone",
 }
 

@@ -46,11 +46,11 @@ def read_image(root: Root, release: str) -> KernelImage:
     path = next((place for place in places if root.kind(place) == "file"), None)
     if path is None:
         return KernelImage(release, None, None, f"there is no {places[0]} below {root.path}")
-    from kmodgate.modfile import kernelimage  # noqa: PLC0415  # imports decompressors
+    from kmodgate.modfile import embedded, kernelimage  # noqa: PLC0415  # imports decompressors
 
     try:
         data, _ = root.read(path, MAX_IMAGE)
-        found = tuple(kernelimage.certificates(kernelimage.extract(data)))
+        found = tuple(embedded.certificates(kernelimage.extract(data)))
     except KmodgateError as error:
         text = str(error)
         return KernelImage(release, path, None, text if text.startswith(path) else f"{path}: {text}")
