@@ -22,7 +22,9 @@ LAYERS = {
     "signature": 2,
     "node": 2,
     "inspection": 3,
+    "tokens": 3,
     "truststore": 3,
+    "running": 3,
     "whatif": 4,
     "config": 4,
     "hooks": 4,
@@ -48,6 +50,7 @@ ONLY_IN = {
     "ctypes": ("hooks",),
     "rich": ("cli",),
     "yaml": ("config", "cli"),
+    "pkcs11": ("tokens",),
     "docker": (),
 }
 

@@ -44,6 +44,7 @@ def parse_labels(
 
 def parse_profile(context: click.Context, parameter: click.Parameter, name: str) -> KernelProfile:
     """The profile of that name."""
+    from kmodgate.running import running_profile
     from kmodgate.signature import PROFILES
 
     if name == RUNNING:
@@ -64,22 +65,6 @@ def _complete_profile(
     from kmodgate.signature import PROFILES
 
     return [CompletionItem(name) for name in (RUNNING, *PROFILES) if name.startswith(incomplete)]
-
-
-def running_profile() -> KernelProfile:
-    """The profile of the kernel that runs here. Raises NodeError when procfs makes no sense."""
-    from kmodgate.node import NodePaths
-    from kmodgate.node.crypto import read_crypto
-    from kmodgate.node.kconfig import read_kconfig
-    from kmodgate.node.kernel import read_release
-    from kmodgate.signature import profile_for
-
-    paths = NodePaths()
-    release = read_release(paths)
-    kconfig = read_kconfig(paths, release) or {}
-    return profile_for(
-        release or "", read_crypto(paths) or (), {f"CONFIG_{name}": value for name, value in kconfig.items()}
-    )
 
 
 def kernel_profile_option(default: str) -> Callable[[click.decorators.FC], click.decorators.FC]:

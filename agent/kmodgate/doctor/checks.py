@@ -221,15 +221,15 @@ def _algorithms(seen: Seen) -> Check:
     code, subject = "algorithms", "signature algorithms"
     if seen.crypto is None:
         return unknown(code, subject, "/proc/crypto cannot be read")
-    names = [name for name in (*_KEYS, *_DIGESTS) if name in seen.crypto]
-    profile = "" if seen.profile is None else f"; kernel profile {seen.profile}"
-    if not {"rsa", *_KEYS[1:]} & seen.crypto:
+    now = [name for name in (*_KEYS, *_DIGESTS) if name in seen.crypto]
+    if not set(_KEYS) & seen.crypto:
         return warning(
-            code,
-            subject,
-            f"the kernel can verify no signature now (no RSA, no ECDSA); modprobe rsa_generic{profile}",
+            code, subject, "no RSA and no ECDSA is registered, so no signature verifies; modprobe rsa_generic"
         )
-    return ok(code, subject, ", ".join(names) + profile)
+    more = [] if seen.profile is None else sorted((seen.profile.keys | seen.profile.digests) - seen.crypto)
+    on_demand = [name for name in (*_KEYS, *_DIGESTS) if name in more]
+    rest = f"; if they were built, loaded on demand: {', '.join(on_demand)}" if on_demand else ""
+    return ok(code, subject, f"registered now: {', '.join(now)}{rest}")
 
 
 def _keyrings(seen: Seen, purpose: Purpose, findings: Findings) -> Check:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from kmodgate.model import Backend
+from kmodgate.node.kernel import Preemption
 
 from .seen import Seen
 
@@ -170,9 +171,9 @@ def _security_calls(seen: Seen) -> Iterator[Need]:
 
 def _fmod_ret_enforces(seen: Seen) -> str:
     preemption = seen.facts.preemption
-    if preemption is None:
-        return "every load; best effort if the kernel is preemptible"
-    if preemption.may_preempt_kernel:
+    if preemption in {None, Preemption.DYNAMIC}:
+        return "every load, but best effort if the kernel is preemptible, which could not be seen"
+    if preemption is not None and preemption.may_preempt_kernel:
         return "best effort only: this kernel is preemptible, and the kernel skips such programs at times"
     return "every load"
 

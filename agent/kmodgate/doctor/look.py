@@ -24,6 +24,7 @@ from kmodgate.node.kconfig import parse_kconfig, read_kconfig
 from kmodgate.node.paths import read_text, read_word
 from kmodgate.node.process import Capability, ProcessFacts, read_process
 from kmodgate.node.security import KernelLoadPin, ModuleSignatures
+from kmodgate.running import profile_of
 
 from .ladder import ASKED
 from .seen import AgentSeen, Seen
@@ -62,14 +63,17 @@ def _look_at_node(root: Path, paths: NodePaths, listen: ListenAddress | None, no
         raise NodeError(f"{paths.proc} tells no kernel release; is this Linux, with procfs mounted?")
     process = read_process(paths)
     libbpf, load = _try_programs(process, own=root == Path("/"))
+    kconfig = read_kconfig(paths, facts.release)
+    crypto = read_crypto(paths)
     return Seen(
         live=True,
         facts=facts,
         now=now,
         machine=os.uname().machine,
-        kconfig=read_kconfig(paths, facts.release),
+        kconfig=kconfig,
         functions=read_btf_names(paths, ASKED),
-        crypto=read_crypto(paths),
+        crypto=crypto,
+        profile=profile_of(facts.release, crypto, kconfig),
         process=process,
         bpffs=read_bpffs(paths),
         pinned=read_pinned(paths),

@@ -10,7 +10,7 @@ from datetime import datetime
 from kmodgate.model import EffectivePolicy
 from kmodgate.node import NodeFacts
 from kmodgate.node.process import ProcessFacts
-from kmodgate.signature import TrustStore
+from kmodgate.signature import KernelProfile, TrustStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Seen:
         kconfig: options of the build, without ``CONFIG_``.
         functions: which of the names asked for the kernel's BTF has.
         crypto: names of ``/proc/crypto``.
-        profile: name of the kernel profile that these make.
+        profile: what these and the build make of the kernel's signature code.
         headers: the kernel's headers are installed.
         tracefs: it is there to be mounted or is mounted.
         jit: ``net.core.bpf_jit_enable`` is not 0.
@@ -79,7 +79,7 @@ class Seen:
     kconfig: Mapping[str, str] | None = None
     functions: frozenset[str] | None = None
     crypto: frozenset[str] | None = None
-    profile: str | None = None
+    profile: KernelProfile | None = None
     process: ProcessFacts | None = None
     bpffs: tuple[str, ...] | None = None
     pinned: tuple[str, ...] | None = None

@@ -277,7 +277,6 @@ def test_an_image_without_a_kernel_cannot_be_judged(capfd: pytest.CaptureFixture
     [
         ["run", "--config", "pools.yaml"],
         ["run", "--config", "rung.yaml"],
-        ["run", "--config", "keyrings.yaml"],
     ],
     ids=lambda arguments: arguments[-1],
 )
@@ -287,7 +286,6 @@ def test_what_this_version_cannot_do_is_three(
     contents = {
         "pools.yaml": "kmodgate: {nodePools: [{name: a, nodeSelector: {x: 'y'}, mode: audit}]}\n",
         "rung.yaml": "kmodgate: {backend: tracefs}\n",
-        "keyrings.yaml": ENFORCE + "kmodgate: {trust: {kernelKeyrings: false, certificates: [good.pem]}}\n",
     }
     (lab / arguments[-1]).write_text(contents[arguments[-1]])
     code, out, err = run(capfd, arguments)

@@ -153,7 +153,7 @@ def test_the_ladder_of_a_good_node() -> None:
         (replace(GOOD, machine="riscv64"), "machine", State.PROBLEM, "x86_64 and aarch64"),
         (replace(GOOD, kconfig=None), "config", State.UNKNOWN, "/boot/config-RELEASE"),
         (replace(GOOD, crypto=None), "algorithms", State.UNKNOWN, "/proc/crypto"),
-        (replace(GOOD, crypto=frozenset({"sha256"})), "algorithms", State.WARNING, "no RSA, no ECDSA"),
+        (replace(GOOD, crypto=frozenset({"sha256"})), "algorithms", State.WARNING, "modprobe rsa_generic"),
         (replace(GOOD, pinned=("kmodgate",)), "pinned", State.WARNING, "in /sys/fs/bpf: kmodgate"),
         (replace(GOOD, pinned=None), "pinned", State.UNKNOWN, "run as root"),
         (replace(GOOD, bpffs=()), "bpffs", State.OK, "needs none"),

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kmodgate doctor`` on a kernel that can do everything, and on the same one after harm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tests.vm import lab
+
+
+def doctor(*options: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(
+        ["kmodgate", "doctor", "--output", "json", *options], check=False, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+def states(document: dict[str, Any]) -> dict[str, str]:
+    return {line["code"]: line["state"] for line in document["checks"]}
+
+
+def test_a_node_that_enforces_is_said_to(agent: lab.Agent) -> None:
+    status, document = doctor("--config", str(agent.config_path))
+    assert (status, document["answer"], document["because"]) == (0, "yes", [])
+    first, *others = document["rungs"]
+    assert (first["backend"], first["offered"], first["implemented"]) == ("bpf-lsm", "yes", True)
+    assert not any(rung["implemented"] for rung in others)
+    found = states(document)
+    # The kernel's verifier took the programs beside those of the agent that runs.
+    wanted = ("lsm", "btf", "helpers", "programs", "ftrace", "jit", "module-sig", "agent", "capabilities")
+    assert {code: found[code] for code in wanted} == dict.fromkeys(wanted, "ok")
+    assert found["pinned-root"] in {"ok", "warning"}
+    assert "problem" not in found.values()
+
+
+def test_looking_leaves_no_programs_and_no_maps(agent: lab.Agent, work: Path) -> None:
+    before = objects()
+    assert doctor()[0] == 0
+    assert objects() == before
+    agent.mark()
+    assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+    assert agent.next_event()["reason"] == "unsigned"
+
+
+def objects() -> int:
+    """BPF programs, maps and links that some process holds."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            count += sum(str(entry.readlink()).startswith("anon_inode:bpf") for entry in folder.iterdir())
+    return count
+
+
+def test_what_silences_the_programs_is_found(agent: lab.Agent) -> None:
+    del agent
+    switch = Path("/proc/sys/kernel/ftrace_enabled")
+    switch.write_text("0")
+    try:
+        status, document = doctor()
+        assert (status, document["answer"]) == (1, "no")
+        assert states(document)["ftrace"] == "problem"
+        assert any("sysctl kernel.ftrace_enabled=1" in reason for reason in document["because"])
+    finally:
+        switch.write_text("1")
+    assert doctor()[0] == 0
