@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading files that somebody else may have chosen: bounded, and without ever hanging.
+"""Reading files that somebody else may have chosen: bounded, and without ever hanging; writing whole ones.
 
 A path may lead to a FIFO, a device, a directory or a sparse file of any size; it may be
 swapped or grow while it is read. Only regular files are read, only after ``fstat`` of the
@@ -8,9 +8,12 @@ open descriptor, and never more than the caller's limit.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import tempfile
+from pathlib import Path
 
 from .errors import InputError
 
@@ -79,12 +82,13 @@ def read_regular_fd(fd: int, max_size: int, name: str) -> bytes:
 
 def _read_on(fd: int, head: bytes, max_size: int, name: str) -> bytes:
     """Short reads, growing files, and the sizeless files of procfs and sysfs."""
-    data = bytearray(head)
-    while chunk := os.pread(fd, min(1 << 20, max_size + 1 - len(data)), len(data)):
-        data += chunk
-        if len(data) > max_size:
-            raise _too_large(name, len(data), max_size)
-    return bytes(data)
+    chunks, size = [head], len(head)
+    while chunk := os.pread(fd, min(1 << 20, max_size + 1 - size), size):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_size:
+            raise _too_large(name, size, max_size)
+    return b"".join(chunks)
 
 
 def _too_large(name: str, size: int, max_size: int) -> FileReadError:
@@ -110,3 +114,39 @@ def read_regular_file(path: str | os.PathLike[str], max_size: int) -> bytes:
         return read_regular_fd(fd, max_size, name)
     finally:
         os.close(fd)
+
+
+def replace_file(target: Path, data: bytes, *, like: Path | None = None) -> None:
+    """Write a file in one step: readers see the old one or the new one, and so does a crash.
+
+    Args:
+        target: replaced if it exists; a symbolic link is followed.
+        data: its new contents.
+        like: whose mode and owner it gets when there is no target yet.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    real = target.resolve()
+    if real.exists() and not real.is_file():
+        raise InputError(f"{target}: is no regular file; give another name")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            model = real if real.exists() else like
+            if model is not None:
+                status = model.stat()
+                with contextlib.suppress(PermissionError):  # only root gives files away
+                    os.fchown(handle, status.st_uid, status.st_gid)
+                os.fchmod(handle, status.st_mode & 0o7777)
+            else:
+                os.fchmod(handle, 0o644)
+            stream.flush()
+            os.fsync(handle)
+        Path(temporary).rename(real)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise file_error(str(target), error) from error
