@@ -90,6 +90,7 @@ _6_1 = replace(
     _5_10,
     name="6.1",
     digests_known=_5_10.digests_known | {"sm3"} | _STREEBOG,
+    digests=_5_10.digests | {"sm3"} | _STREEBOG,
     signatures_known=frozenset({"rsa", "ecdsa", "ecrdsa", "sm2"}),
     keys_known=_RSA | {"ecrdsa", "sm2", "ecdsa-nist-p192"} | _P256_P384,
     keys=_RSA | _P256_P384,
@@ -99,7 +100,7 @@ _6_12 = replace(
     _6_1,
     name="6.12",
     digests_known=frozenset({"sha1", "sm3"}) | _SHA2 | _SHA3 | _STREEBOG,
-    digests=frozenset({"sha1"}) | _SHA2 | _SHA3,
+    digests=frozenset({"sha1", "sm3"}) | _SHA2 | _SHA3 | _STREEBOG,
     signatures_known=frozenset({"rsa", "ecdsa", "ecrdsa"}),
     ecdsa_sha3=True,
     certificate_digests=frozenset({"sha1"}) | _SHA2 | _SHA3,
@@ -133,8 +134,8 @@ PROFILES: Mapping[str, KernelProfile] = {
         _6_12,
         _7_2,
         replace(_5_10, name="debian-11"),
-        replace(_6_1, name="debian-12", keys=_RSA),
-        replace(_6_12, name="debian-13"),
+        replace(_6_1, name="debian-12", digests=_6_1.digests - {"sm3"}, keys=_RSA),
+        replace(_6_12, name="debian-13", digests=_6_12.digests - {"sm3"}),
     )
 }
 """By name: upstream versions with all they can be built with, and distributions' builds."""
@@ -160,6 +161,8 @@ _BUILD_OPTIONS = {
     "CONFIG_CRYPTO_SHA256": frozenset({"sha224", "sha256"}),
     "CONFIG_CRYPTO_SHA512": frozenset({"sha384", "sha512"}),
     "CONFIG_CRYPTO_SHA3": _SHA3,
+    "CONFIG_CRYPTO_SM3": frozenset({"sm3"}),  # or CONFIG_CRYPTO_SM3_GENERIC
+    "CONFIG_CRYPTO_STREEBOG": _STREEBOG,
     "CONFIG_CRYPTO_MD5": frozenset({"md5"}),
     "CONFIG_CRYPTO_MD4": frozenset({"md4"}),
     "CONFIG_CRYPTO_RSA": _RSA,
@@ -188,7 +191,8 @@ def profile_for(release: str, crypto_names: Collection[str], kconfig: Mapping[st
             base = profile
     missing: set[str] = set()
     for option, algorithms in _BUILD_OPTIONS.items():
-        absent = kconfig.get(option) not in {"y", "m"} if kconfig else False
+        built = {kconfig.get(option), kconfig.get(f"{option}_GENERIC")} & {"y", "m"}
+        absent = bool(kconfig) and not built
         if absent and not algorithms & set(crypto_names):
             missing |= algorithms
     waived = kconfig.get("CONFIG_PKCS7_WAIVE_AUTHATTRS_REJECTION_FOR_MLDSA") == "y"

@@ -38,14 +38,34 @@ class Revocations:
         certificates: digests of TBSCertificates (``tbs:``), of any length.
         files: SHA-256 of a whole file or of its payload (``bin:``).
         key_ids: SubjectKeyIdentifiers (``id:``).
+        signers: serial number and issuer of revoked certificates that are at hand, as the
+            kernel joins them; what a message names its signer by.
     """
 
     certificates: frozenset[bytes] = frozenset()
     files: frozenset[bytes] = frozenset()
     key_ids: frozenset[bytes] = frozenset()
+    signers: frozenset[bytes] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.certificates or self.files or self.key_ids)
+        return bool(self.certificates or self.files or self.key_ids or self.signers)
+
+    @classmethod
+    def of_certificate(
+        cls, certificate: x509.Certificate, identity: bytes, skid: bytes | None
+    ) -> Revocations:
+        """A certificate that is revoked itself, under everything that a message may name it by.
+
+        Args:
+            certificate: the certificate.
+            identity: its serial number and issuer, as the kernel joins them.
+            skid: its SubjectKeyIdentifier, or None where it has none.
+        """
+        return cls(
+            certificates=frozenset({hashlib.sha256(certificate.tbs_certificate_bytes).digest()}),
+            key_ids=frozenset() if skid is None else frozenset({skid}),
+            signers=frozenset({identity}),
+        )
 
     @classmethod
     def parse(cls, text: str, label: str) -> Revocations:
@@ -85,6 +105,34 @@ class Revocations:
             frozenset().union(*(item.certificates for item in items)),
             frozenset().union(*(item.files for item in items)),
             frozenset().union(*(item.key_ids for item in items)),
+            frozenset().union(*(item.signers for item in items)),
+        )
+
+    def names(self, identity: bytes) -> bool:
+        """True when an id by which a message names a signer or an issuer is revoked itself.
+
+        Args:
+            identity: serial number and issuer as the kernel joins them, or a
+                SubjectKeyIdentifier.
+        """
+        return identity in self.signers or identity in self.key_ids
+
+    def unnamed(self, known: Iterable[tuple[x509.Certificate, bytes | None]]) -> tuple[str, ...]:
+        """Entries for certificates that are not among the known ones, as they are written.
+
+        Such an entry is blind to a message that names its signer by issuer and serial number
+        alone and brings no certificate along, which is how modules are signed as a rule.
+
+        Args:
+            known: every certificate at hand, with its SubjectKeyIdentifier.
+        """
+        certificates, key_ids = set(self.certificates), set(self.key_ids)
+        for certificate, skid in known:
+            certificates -= tbs_digests(certificate)
+            key_ids -= {skid}
+        return (
+            *(f"tbs:{value.hex()}" for value in sorted(certificates)),
+            *(f"id:{value.hex()}" for value in sorted(key_ids)),
         )
 
     def revokes(self, certificate: x509.Certificate, skid: bytes | None) -> bool:

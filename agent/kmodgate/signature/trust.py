@@ -125,7 +125,7 @@ class TrustStore:
 
     def is_revoked(self, identity: bytes) -> bool:
         """True when one of the kernel's ids belongs to a revoked anchor or is itself revoked."""
-        return identity in self._revoked or identity in self.revocations.key_ids
+        return identity in self._revoked or self.revocations.names(identity)
 
 
 _PEM_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"

@@ -114,7 +114,7 @@ def _note_signature_algorithm(fields: _Fields, *_where: int) -> None:
     if (digest := oids.WITH_RSA.get(oid)) in profile.certificate_digests:
         fields.signature = Signature("rsa", "pkcs1", digest or "")
     elif (digest := oids.ECDSA_WITH.get(oid)) and "ecdsa" in profile.signatures_known:
-        if digest.startswith("sha3") and not profile.ecdsa_sha3:
+        if digest.startswith("sha3-") and not profile.ecdsa_sha3:
             raise _unknown_algorithm(oid)
         fields.signature = Signature("ecdsa", "x962", digest)
     elif digest := oids.GOST_SIGNATURES.get(oid):

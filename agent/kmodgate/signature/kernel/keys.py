@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -115,10 +116,10 @@ class Signature:
         takes_data: it signs the data and not a digest.
         value: the signature.
         message: what is signed.
-        digest_value: its digest, where somebody has computed it already.
+        digest_source: gives the message's digest by name; None computes it.
     """
 
-    __slots__ = ("digest", "digest_value", "encoding", "family", "message", "takes_data", "value")
+    __slots__ = ("digest", "digest_source", "encoding", "family", "message", "takes_data", "value")
 
     def __init__(self, family: str, encoding: str, digest: str, *, takes_data: bool = False) -> None:
         self.family = family
@@ -127,7 +128,7 @@ class Signature:
         self.takes_data = takes_data
         self.value = b""
         self.message: BytesLike = b""
-        self.digest_value: bytes | None = None
+        self.digest_source: Callable[[str], bytes] | None = None
 
 
 def digest_of(name: str, message: BytesLike) -> bytes:
@@ -187,7 +188,7 @@ def _choose_algorithm(key: PublicKey, signature: Signature, profile: KernelProfi
     digest = signature.digest
     if family == "ecdsa" and (digest not in _HASHES or digest == "md5"):
         raise _rejected("EINVAL", f"ECDSA over {digest}")
-    if family == "ecdsa" and digest.startswith("sha3") and not profile.ecdsa_sha3:
+    if family == "ecdsa" and digest.startswith("sha3-") and not profile.ecdsa_sha3:
         raise _rejected("EINVAL", f"ECDSA over {digest}")
     if family.startswith("mldsa") and digest not in {"none", "sha512"}:
         raise _rejected("EINVAL", f"ML-DSA over attributes with a digest other than SHA-512 ({digest})")
@@ -246,9 +247,9 @@ def _rsa_key(raw: bytes, bits: frozenset[int]) -> tuple[int, int, int, rsa.RSAPu
 
 
 def _digest(signature: Signature) -> bytes:
-    if signature.digest_value is None:
-        signature.digest_value = digest_of(signature.digest, signature.message)
-    return signature.digest_value
+    if signature.digest_source is not None:
+        return signature.digest_source(signature.digest)
+    return digest_of(signature.digest, signature.message)
 
 
 _MISMATCH = "the signature does not match"

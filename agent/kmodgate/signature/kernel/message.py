@@ -196,7 +196,7 @@ def _note_signature_algorithm(message: Message, *_where: int) -> None:
     elif (
         "ecdsa" in known
         and (with_digest := oids.ECDSA_WITH.get(oid))
-        and (message.profile.ecdsa_sha3 or not with_digest.startswith("sha3"))
+        and (message.profile.ecdsa_sha3 or not with_digest.startswith("sha3-"))
     ):
         signature = Signature("ecdsa", "x962", digest)
     elif "ecrdsa" in known and oid in oids.GOST_KEYS:

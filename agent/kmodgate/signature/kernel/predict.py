@@ -149,10 +149,11 @@ class _Verification:
             return
         if signature.digest not in profile.digests:
             raise Refusal("ENOPKG", f"digest {signature.digest} is not built into the kernel")
-        value = self.digest(signature.digest)
         if info.attributes is None:
-            signature.message, signature.digest_value = self.payload, value
+            # Computed when a key asks for it: some digests the kernel has cannot be computed here.
+            signature.message, signature.digest_source = self.payload, self.digest
             return
+        value = self.digest(signature.digest)
         if info.message_digest is None:
             raise _rejected("EKEYREJECTED", "signed attributes without a digest")
         if len(info.message_digest) != len(value):
@@ -160,7 +161,6 @@ class _Verification:
         if info.message_digest != value:
             raise _rejected("EKEYREJECTED", "the signed digest is not the module's")
         signature.message = b"\x31" + info.attributes[1:]
-        signature.digest_value = None
 
     def _verify_chain(self, certificate: Certificate) -> None:
         """``pkcs7_verify_sig_chain()``."""
