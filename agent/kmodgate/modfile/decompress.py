@@ -12,7 +12,7 @@ from __future__ import annotations
 import lzma
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from kmodgate.errors import ModuleFormatError
@@ -30,13 +30,16 @@ _GZIP_HEADER = 10
 _GZIP_DEFLATE = 8
 _GZIP_FNAME = 0x08
 _CHUNK = 1 << 20
+_PIECE = 1 << 16
+# zstandard bounds no output by itself; four bytes make 128 KiB at most (RFC 8878 section 3.1.1.2).
+_ZSTD_PIECE = 256
 # Memory beside the output. xz -9 needs 65 MiB; the kernel's zstd stops at this window.
 _WINDOW_LOG_MAX = 27
 _MEMORY_LIMIT = 1 << _WINDOW_LOG_MAX
 
 
-class _Decompressor(Protocol):
-    """What zlib's, lzma's and compression.zstd's objects have in common."""
+class _Ended(Protocol):
+    """What zlib's, lzma's and compression.zstd's decoders have in common."""
 
     @property
     def eof(self) -> bool: ...
@@ -44,8 +47,20 @@ class _Decompressor(Protocol):
     def unused_data(self) -> bytes: ...
 
 
+class _Decoder(_Ended, Protocol):
+    """lzma's and compression.zstd's keep the input that they have not used."""
+
+    @property
+    def needs_input(self) -> bool: ...
+    def decompress(self, data: BytesLike, max_length: int) -> bytes: ...
+
+
 def _error(kind: str, problem: str) -> ModuleFormatError:
     return ModuleFormatError(f"{kind}: {problem}; compress the module again", "EINVAL")
+
+
+def _second(kind: str) -> ModuleFormatError:
+    return _error(kind, "bytes or a second stream follow the first one, which kernels read differently")
 
 
 def _too_large(max_size: int) -> ModuleFormatError:
@@ -54,21 +69,33 @@ def _too_large(max_size: int) -> ModuleFormatError:
     )
 
 
-def _collect(pull: Callable[[], bytes], max_size: int) -> bytearray:
-    """Gather output until a pull gives nothing; grows in place, one chunk ahead at most."""
-    out = bytearray()
-    while chunk := pull():
-        if len(out) + len(chunk) > max_size:
-            raise _too_large(max_size)
-        out += chunk
-    return out
+class _Output:
+    """What came out so far; grows in place and never beyond the cap."""
+
+    __slots__ = ("_max_size", "data")
+
+    def __init__(self, max_size: int) -> None:
+        self.data = bytearray()
+        self._max_size = max_size
+
+    def add(self, chunk: bytes) -> None:
+        if len(self.data) + len(chunk) > self._max_size:
+            raise _too_large(self._max_size)
+        self.data += chunk
 
 
-def _check_end(kind: str, stream: _Decompressor) -> None:
+def _slices(data: BytesLike) -> Iterator[memoryview]:
+    """The input in small pieces: decoders copy what they have not yet used of a piece."""
+    view = memoryview(data)
+    for start in range(0, len(view), _PIECE):
+        yield view[start : start + _PIECE]
+
+
+def _check_end(kind: str, stream: _Ended, rest: Iterator[memoryview]) -> None:
     if not stream.eof:
         raise _error(kind, "the stream is truncated")
-    if stream.unused_data:
-        raise _error(kind, "bytes or a second stream follow the first one, which kernels read differently")
+    if stream.unused_data or next(rest, None) is not None:
+        raise _second(kind)
 
 
 def _gunzip(data: BytesLike, max_size: int) -> bytearray:
@@ -77,43 +104,39 @@ def _gunzip(data: BytesLike, max_size: int) -> bytearray:
     if data[2] != _GZIP_DEFLATE or data[3] & ~_GZIP_FNAME:
         raise _error("gzip", f"flags {data[3]:#04x} or method {data[2]}; kernels read a file name at most")
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    pending: BytesLike = data
-
-    def pull() -> bytes:
-        nonlocal pending
-        if stream.eof:
-            return b""
-        chunk = stream.decompress(pending, _CHUNK)
-        pending = stream.unconsumed_tail
-        return chunk
-
+    out, pieces = _Output(max_size), _slices(data)
     try:
-        out = _collect(pull, max_size)
+        for piece in pieces:
+            pending: BytesLike = piece
+            while pending and not stream.eof:
+                out.add(stream.decompress(pending, _CHUNK))
+                pending = stream.unconsumed_tail
+            if stream.eof:
+                break
     except zlib.error as error:
         raise _error("gzip", f"the stream is damaged ({error})") from error
-    _check_end("gzip", stream)
-    return out
+    _check_end("gzip", stream, pieces)
+    return out.data
+
+
+def _decode(kind: str, stream: _Decoder, data: BytesLike, max_size: int) -> bytearray:
+    out, pieces = _Output(max_size), _slices(data)
+    for piece in pieces:
+        out.add(stream.decompress(piece, _CHUNK))
+        while not (stream.eof or stream.needs_input):
+            out.add(stream.decompress(b"", _CHUNK))
+        if stream.eof:
+            break
+    _check_end(kind, stream, pieces)
+    return out.data
 
 
 def _unxz(data: BytesLike, max_size: int) -> bytearray:
     stream = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY_LIMIT)
-    pending: BytesLike = data
-
-    def pull() -> bytes:
-        nonlocal pending
-        while not stream.eof:
-            chunk = stream.decompress(pending, max_length=_CHUNK)
-            pending = b""
-            if chunk or stream.needs_input:
-                return chunk
-        return b""
-
     try:
-        out = _collect(pull, max_size)
+        return _decode("xz", stream, data, max_size)
     except lzma.LZMAError as error:
         raise _error("xz", f"the stream is damaged or needs too much memory ({error})") from error
-    _check_end("xz", stream)
-    return out
 
 
 if sys.version_info >= (3, 14):
@@ -121,63 +144,42 @@ if sys.version_info >= (3, 14):
 
     def _unzstd(data: BytesLike, max_size: int) -> bytearray:
         stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX})
-        pending: BytesLike = data
-
-        def pull() -> bytes:
-            nonlocal pending
-            while not stream.eof:
-                chunk = stream.decompress(pending, max_length=_CHUNK)
-                pending = b""
-                if chunk or stream.needs_input:
-                    return chunk
-            return b""
-
         try:
-            out = _collect(pull, max_size)
+            return _decode("zstd", stream, data, max_size)
         except zstd.ZstdError as error:
             raise _error("zstd", f"the stream is damaged or needs too much memory ({error})") from error
-        _check_end("zstd", stream)
-        return out
 
 else:
 
-    def _unzstd(data: BytesLike, max_size: int) -> bytearray:
+    def _unzstd(data: BytesLike, max_size: int) -> BytesLike:
         import zstandard  # noqa: PLC0415  # most modules are not compressed with it
 
-        view = memoryview(data)
+        decoder = zstandard.ZstdDecompressor(max_window_size=_MEMORY_LIMIT)
         try:
-            end = _zstd_frame_end(
-                zstandard.frame_header_size(view), zstandard.get_frame_parameters(view), view
-            )
-            if end < len(view):
-                raise _error(
-                    "zstd", "bytes or a second frame follow the first, which kernels read differently"
-                )
-            decompressor = zstandard.ZstdDecompressor(max_window_size=_MEMORY_LIMIT)
-            with decompressor.stream_reader(view, read_across_frames=False) as reader:
-                return _collect(lambda: reader.read(_CHUNK), max_size)
+            size = zstandard.get_frame_parameters(data).content_size
+            if size == zstandard.CONTENTSIZE_UNKNOWN:
+                return _unzstd_unsized(decoder.decompressobj(read_across_frames=False), data, max_size)
+            if size > max_size:
+                raise _too_large(max_size)
+            # In one go the output serves as the window: no second one stands beside it.
+            return decoder.decompress(data, read_across_frames=False, allow_extra_data=False)
         except zstandard.ZstdError as error:
+            if "unused data" in str(error):
+                raise _second("zstd") from error
             raise _error("zstd", f"the stream is damaged or needs too much memory ({error})") from error
 
-    def _zstd_frame_end(start: int, parameters: zstandard.FrameParameters, view: memoryview) -> int:
-        """Offset behind the first frame, from its block headers (RFC 8878 section 3.1.1.2).
-
-        ``zstandard`` can bound its output or tell where a frame ends, but not both.
-        """
-        position, last = start, False
-        while not last:
-            header = int.from_bytes(view[position : position + 3], "little")
-            last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
-            position += 3 + (1 if kind == 1 else size)
-            if position > len(view):
-                raise _error("zstd", "the stream is truncated")
-        position += 4 if parameters.has_checksum else 0
-        if position > len(view):
-            raise _error("zstd", "the stream is truncated")
-        return position
+    def _unzstd_unsized(stream: zstandard.ZstdDecompressionObj, data: BytesLike, max_size: int) -> bytearray:
+        out = _Output(max_size)
+        view = memoryview(data)
+        for start in range(0, len(view), _ZSTD_PIECE):
+            if stream.eof:
+                raise _second("zstd")
+            out.add(stream.decompress(view[start : start + _ZSTD_PIECE]))
+        _check_end("zstd", stream, iter(()))
+        return out.data
 
 
-_FORMATS: tuple[tuple[bytes, Callable[[BytesLike, int], bytearray]], ...] = (
+_FORMATS: tuple[tuple[bytes, Callable[[BytesLike, int], BytesLike]], ...] = (
     (GZIP_MAGIC, _gunzip),
     (XZ_MAGIC, _unxz),
     (ZSTD_MAGIC, _unzstd),
