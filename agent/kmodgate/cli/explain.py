@@ -302,7 +302,7 @@ def _print(found: Explanation) -> None:
     ]
     for name, value in rows:
         if value:
-            terminal.show(terminal.cell(f"  {name:<11}{value}"))
+            terminal.hang(f"  {name:<11}", terminal.cell(value))
     click.echo()
     if not found.would_change:
         click.echo("No single change would give another verdict.")
@@ -315,16 +315,12 @@ def _print(found: Explanation) -> None:
 def _print_change(change: Change) -> None:
     from rich.text import Text
 
-    terminal.show(
-        Text.assemble(
-            f"  - {terminal.printable(change.change)}: ",
-            (_words(change.decision), _COLOURS[change.decision.verdict]),
-        )
-    )
+    verdict = (_words(change.decision), _COLOURS[change.decision.verdict])
+    terminal.hang("  - ", Text.assemble(f"{terminal.printable(change.change)}: ", verdict))
     if change.provided is not None:
-        terminal.show(terminal.cell(f"      provided that {change.provided}", terminal.FAINT))
+        terminal.hang("      ", terminal.cell(f"provided that {change.provided}", terminal.FAINT))
     if change.danger is not None:
-        terminal.show(terminal.cell(f"      DANGER: {change.danger}", terminal.UNSURE))
+        terminal.hang("      ", terminal.cell(f"DANGER: {change.danger}", terminal.UNSURE))
 
 
 def _words(decision: Decision) -> str:

@@ -103,6 +103,22 @@ def show(drawn: Table | Text, stream: TextIO | None = None) -> None:
     target.file.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
+def hang(lead: str, line: Text, stream: TextIO | None = None) -> None:
+    """Print a line after ``lead``; on a terminal what does not fit continues below the line, not the lead."""
+    from rich.table import Table
+    from rich.text import Text
+
+    target = console(stream)
+    if not target.is_terminal:
+        show(Text(lead).append_text(line), stream)
+        return
+    grid = Table.grid(padding=0)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(lead), line)
+    target.print(grid)
+
+
 def _ignore(steps: int) -> None:
     del steps
 

@@ -88,3 +88,14 @@ def test_streams_that_are_no_files_do() -> None:
 def test_the_agent_never_imports_it() -> None:
     code = "import sys, kmodgate.cli.run, kmodgate.agent; sys.exit('rich' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+HANG = "from kmodgate.cli import terminal; terminal.hang('  - ', terminal.cell('word ' * 30))"
+
+
+def test_a_long_line_hangs_below_its_beginning_on_a_terminal() -> None:
+    first, second, *_ = in_terminal(HANG, NO_COLOR="1").splitlines()
+    assert first.startswith("  - word")
+    assert second.startswith("    word")
+    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["  - " + ("word " * 30).rstrip()]
