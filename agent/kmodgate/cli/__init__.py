@@ -35,6 +35,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Say what this node can enforce, rung by rung, and why not more."),
     "completion": ("completion", "Print the script for shell completion: bash, zsh or fish."),
     "describe": ("describe", "Print the node's policy in the shape of the GKE API."),
+    "trust": ("trust", "List a node's trust anchors, or take a kernel's out of its image."),
+    "sign": ("sign", "Append signatures to module files, as the kernel's sign-file does."),
 }
 
 

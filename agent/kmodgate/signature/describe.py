@@ -143,14 +143,13 @@ def describe_der(der: bytes) -> Description:
         raise InputError(f"a certificate does not parse ({error})") from error
 
 
-def to_pem(der: bytes) -> str:
-    """One certificate as PEM, with the lines before it that people read: subject, validity, SHA-256."""
-    facts = describe_der(der)
-    pem = x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode("ascii")
+def to_pem(der: bytes, facts: Description) -> str:
+    """One certificate as PEM, behind lines that people read: subject, validity, SHA-256."""
     return (
         f"# subject: {facts.subject}\n"
         f"# valid: {facts.not_before:%Y-%m-%d} to {facts.not_after:%Y-%m-%d}\n"
-        f"# sha256: {facts.sha256}\n{pem}"
+        f"# sha256: {facts.sha256}\n"
+        f"{x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode('ascii')}"
     )
 
 
