@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from json.encoder import encode_basestring_ascii
 
 import click
 
+from kmodgate.cli import terminal
 from kmodgate.cli.options import examples, kernel_profile_option, parse_size
 from kmodgate.cli.stderr import complain, hint
 from kmodgate.errors import ModuleFormatError
@@ -104,25 +104,22 @@ def as_json(path: str, report: SignatureReport) -> str:
     )
 
 
-def _printable(text: str) -> str:
-    """File names and module strings must not drive the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+def _painted(status: SignatureStatus, text: str) -> str:
+    shades = {_TRUSTED: "green", _UNREADABLE: "yellow"}
+    return click.style(text, fg=shades.get(status, "red"), bold=True)
 
 
 def as_text(path: str, report: SignatureReport, *, colour: bool) -> str:
     """One line for people, without the line end."""
     status = f"{report.status.value:<{_WIDTH}}"
     if colour:
-        shades = {_TRUSTED: "green", _UNREADABLE: "yellow"}
-        status = click.style(status, fg=shades.get(report.status, "red"), bold=True)
-    parts = [_printable(report.detail)]
+        status = _painted(report.status, status)
+    parts = [terminal.printable(report.detail)]
     if report.trusted_by is not None:
-        parts.append(f"trusted by {_printable(report.trusted_by)}")
+        parts.append(f"trusted by {terminal.printable(report.trusted_by)}")
     if report.errno is not None:
         parts.append(report.errno)
-    return f"{status}  {_printable(path)}: {'; '.join(parts)}"
+    return f"{status}  {terminal.printable(path)}: {'; '.join(parts)}"
 
 
 def _with_progress(files: Sequence[str]) -> Iterator[str]:
@@ -130,13 +127,16 @@ def _with_progress(files: Sequence[str]) -> Iterator[str]:
     if len(files) < PROGRESS_FROM or not sys.stderr.isatty() or sys.stdout.isatty():
         yield from files
         return
-    with click.progressbar(files, label="verifying", file=sys.stderr) as bar:
-        yield from bar
+    with terminal.progress("verifying", len(files)) as advance:
+        for path in files:
+            yield path
+            advance(1)
 
 
-def _summary(counts: Counter[SignatureStatus]) -> str:
+def _summary(counts: Counter[SignatureStatus], *, colour: bool) -> str:
     total = sum(counts.values())
-    listed = ", ".join(f"{counts[status]} {status.value}" for status in SignatureStatus if counts[status])
+    told = ((status, f"{counts[status]} {status.value}") for status in SignatureStatus if counts[status])
+    listed = ", ".join(_painted(status, text) if colour else text for status, text in told)
     return f"{total} file{'' if total == 1 else 's'}: {listed}"
 
 
@@ -201,8 +201,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     store = load_trust(trust, revoked)
     now = datetime.now(UTC)
     out = sys.stdout
-    terminal = out.isatty()
-    colour = terminal and "NO_COLOR" not in os.environ
+    colour = terminal.colour_wanted(out)
     counts: Counter[SignatureStatus] = Counter()
     for path in _with_progress(files):
         report = examine(
@@ -211,10 +210,10 @@ def command(  # noqa: PLR0917  # click passes them by name
         counts[report.status] += 1
         line = as_json(path, report) if output == "json" else as_text(path, report, colour=colour)
         out.write(line + "\n")
-        if report.status is _UNREADABLE and (output == "json" or not terminal):
-            complain(f"{_printable(path)}: {_printable(report.detail)}")
+        if report.status is _UNREADABLE and (output == "json" or not out.isatty()):
+            complain(f"{terminal.printable(path)}: {terminal.printable(report.detail)}")
     if output == "text":
-        out.write(_summary(counts) + "\n")
+        out.write(_summary(counts, colour=colour) + "\n")
     out.flush()
     if not len(store) and counts[SignatureStatus.UNTRUSTED_SIGNER]:
         hint(

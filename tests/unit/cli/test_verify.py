@@ -5,7 +5,11 @@ import hashlib
 import json
 import lzma
 import os
+import pty
 import socket
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -212,4 +216,34 @@ def test_names_do_not_drive_the_terminal(
     (folder / name).write_bytes(signed)
     _, out, err = run(capsys, name, "b\x1b.ko", "--trust", "anchor.pem")
     assert "\x1b" not in out + err
-    assert "a\\x1b[2J\\n.ko" in out
+    assert "a\\x1b[2J\\x0a.ko" in out
+
+
+def on_a_terminal(folder: Path, *arguments: str, **environment: str) -> str:
+    """What a command shows on a terminal that is its output."""
+    master, slave = pty.openpty()
+    settings = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "kmodgate", "verify", *arguments],
+        stdout=slave,
+        stderr=slave,
+        cwd=folder,
+        env={**settings, "TERM": "xterm-256color", **environment},
+    )
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # EIO: the other side is closed
+        while chunk := os.read(master, 1 << 16):
+            shown += chunk
+    os.close(master)
+    child.wait()
+    return shown.decode()
+
+
+def test_colours_on_a_terminal_that_wants_them(folder: Path) -> None:
+    arguments = ("good.ko", "plain.ko", "--trust", "anchor.pem")
+    shown = on_a_terminal(folder, *arguments)
+    assert "\x1b[32m\x1b[1mtrusted_signature" in shown
+    assert "2 files: \x1b[32m\x1b[1m1 trusted_signature\x1b[0m, \x1b[31m\x1b[1m1 unsigned\x1b[0m" in shown
+    assert "\x1b" not in on_a_terminal(folder, *arguments, NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal(folder, *arguments, TERM="dumb")
