@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import click
 import pytest
 from tests.vectors.generate import MODINFO, append, make_elf, make_identity, openssl_cms
 
-from kmodgate.cli import COMMANDS, main
+from kmodgate.cli import COMMANDS, cli, main
 
 ENFORCE = "linuxNodeConfig: {kernelModuleLoading: {policy: ENFORCE_SIGNED_MODULES}}\n"
 
@@ -33,6 +34,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     signer = make_identity("signer")
     elf = make_elf(MODINFO)
     (folder / "good.ko").write_bytes(append(elf, openssl_cms(elf, signer)))
+    (folder / "plain.ko").write_bytes(elf)
     (folder / "good.pem").write_bytes(signer.pem)
     (folder / "key.pem").write_bytes(signer.key_pem)
     (folder / "good.yaml").write_text(ENFORCE + "kmodgate: {trust: {certificates: [good.pem]}}\n")
@@ -66,6 +68,8 @@ def run(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, s
     return int(ended.value.code or 0), out, err
 
 
+SIGN = ["--key", "key.pem", "--cert", "good.pem", "--out", "out.ko"]
+
 # Every option and argument that names a file, as `@`. The second element is what may be
 # written to standard output: `verify` reports on each file there, readable or not.
 PLACES: dict[str, tuple[list[str], bool]] = {
@@ -81,6 +85,13 @@ PLACES: dict[str, tuple[list[str], bool]] = {
     "scan --config": (["scan", "good.ko", "--config", "@"], False),
     "scan --trust": (["scan", "good.ko", "--trust", "@"], False),
     "scan --revoked": (["scan", "good.ko", "--revoked", "@"], False),
+    "trust list --config": (["trust", "list", "--config", "@"], False),
+    "trust list --trust": (["trust", "list", "--trust", "@"], False),
+    "trust extract VMLINUZ": (["trust", "extract", "@"], False),
+    "sign FILE": (["sign", "@", *SIGN], False),
+    "sign --key": (["sign", "plain.ko", "--key", "@", "--cert", "good.pem", "--out", "out.ko"], False),
+    "sign --cert": (["sign", "plain.ko", "--key", "key.pem", "--cert", "@", "--out", "out.ko"], False),
+    "sign --passphrase-file": (["sign", "plain.ko", *SIGN, "--passphrase-file", "@"], False),
 }
 NO_FILES = {
     "missing": ("no such file",),
@@ -177,7 +188,11 @@ KINDS = {
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(place, name) for place in PLACES for name in WRONG_INSIDE.get(KINDS.get(place.split()[1], ""), ())],
+    [
+        (place, name)
+        for place in PLACES
+        for name in WRONG_INSIDE.get(KINDS.get(place.rsplit(maxsplit=1)[-1], ""), ())
+    ],
 )
 def test_what_is_wrong_inside(capfd: pytest.CaptureFixture[str], lab: Path, place: str, name: str) -> None:
     if name in CONTENTS:
@@ -186,7 +201,7 @@ def test_what_is_wrong_inside(capfd: pytest.CaptureFixture[str], lab: Path, plac
     assert (code, out) == (2, "")
     assert err.startswith("kmodgate: error: ")
     assert "\x1b" not in err
-    assert WRONG_INSIDE[KINDS[place.split()[1]]][name] in err
+    assert WRONG_INSIDE[KINDS[place.rsplit(maxsplit=1)[-1]]][name] in err
 
 
 @pytest.mark.parametrize(
@@ -210,6 +225,32 @@ def test_a_file_that_the_config_names(
         return
     assert (code, out) == (2, "")
     assert names in err
+
+
+# Written, not read; or not files.
+NOT_READ = {"--out", "--detached", "--root", "PATH", "--pkcs11-module"}
+
+
+def file_options(command: click.Command, path: str = "") -> Iterator[str]:
+    """Every option and argument that takes a path, as `PLACES` names it."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from file_options(below, f"{path} {name}".strip())
+    for parameter in command.params:
+        metavar = (parameter.metavar or str(parameter.name).upper()).strip("[].")
+        name = parameter.opts[0] if isinstance(parameter, click.Option) else metavar
+        if name not in NOT_READ and (isinstance(parameter.type, click.Path) or metavar in METAVARS):
+            yield f"{path} {name}"
+
+
+METAVARS = {"FILE", "PEM", "KEY", "CERT", "VMLINUZ"}
+
+
+def test_no_option_that_takes_a_file_is_left_out() -> None:
+    assert set(file_options(cli)) == set(PLACES)
 
 
 # --- usage -----------------------------------------------------------------------------------
@@ -255,6 +296,23 @@ def test_options_that_there_are_not(
         (["doctor", "--node-label", "x"], "'x' is not KEY=VALUE"),
         (["run", "--config", "good.yaml", "--node-label", "x"], "'x' is not KEY=VALUE"),
         (["run", "--config", "good.yaml", "--log-format", "xml"], "'xml' is not one of"),
+        (["scan", "--jobs", "0"], "is not in the range"),
+        (["scan", "--max-size", "x"], "not a size"),
+        (["scan", "--kernel-profile", "x"], "no kernel profile"),
+        (["scan", "--root", "missing"], "missing"),
+        (["scan", "good.ko", "--node-label", "x"], "'x' is not KEY=VALUE"),
+        (["trust"], "Usage: kmodgate trust"),
+        (["trust", "show"], "No such command 'show'"),
+        (["trust", "extract"], "Missing argument 'VMLINUZ'"),
+        (["trust", "extract", "good.ko", "--max-size", "x"], "not a size"),
+        (["trust", "list", "--node-label", "x"], "'x' is not KEY=VALUE"),
+        (["sign", "plain.ko"], "Missing option '--key'"),
+        (["sign", "plain.ko", "--key", "key.pem"], "Missing option '--cert'"),
+        (["sign", "plain.ko", "good.ko", *SIGN], "--out"),
+        (["sign", "plain.ko", *SIGN, "--hash", "md5"], "'md5' is not one of"),
+        (["sign", "good.ko", *SIGN], "good.ko"),
+        (["sign", "plain.ko", *SIGN, "--passphrase-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
+        (["sign", "plain.ko", *SIGN[:4], "--out", "missing/out.ko"], "missing/out.ko"),
         (["doctor", "--root", "missing"], "missing: is no directory"),
         (["doctor", "--root", "good.ko"], "good.ko: is no directory"),
     ],
@@ -336,6 +394,8 @@ QUIET: dict[str, list[str]] = {
     "doctor": ["doctor"],
     "completion": ["completion", "bash"],
     "scan": ["scan", "good.ko", "--trust", "good.pem"],
+    "trust list": ["trust", "list", "--trust", "good.pem"],
+    "sign": ["sign", "plain.ko", *SIGN],
 }
 
 
