@@ -124,7 +124,8 @@ def _bpf(seen: Seen, purpose: Purpose, findings: Findings) -> Iterator[Check]:
 def _functions(seen: Seen) -> Check:
     code, subject = "helpers", "BPF helpers"
     if seen.functions is None:
-        return unknown(code, subject, f"seen {only_live(seen)}, in /sys/kernel/btf/vmlinux")
+        place = "in /sys/kernel/btf/vmlinux" if seen.live else "or in boot/vmlinuz-RELEASE of the image"
+        return unknown(code, subject, f"seen {only_live(seen)}, {place}")
     missing = [name for name in HELPERS if name not in seen.functions]
     if missing:
         return problem(code, subject, f"the kernel has no {', '.join(missing)}; use Linux 5.18 or later")

@@ -80,7 +80,7 @@ def rungs(seen: Seen) -> tuple[Rung, ...]:
 
 def _rung(backend: Backend, enforces: str, needs: list[Need]) -> Rung:
     problems = tuple(need.problem for need in needs if need.met is False)
-    unseen = tuple(need.unseen for need in needs if need.met is None)
+    unseen = tuple(dict.fromkeys(need.unseen for need in needs if need.met is None))
     return Rung(
         backend=backend,
         offered=False if problems else None if unseen else True,
@@ -138,7 +138,7 @@ def _lsm(seen: Seen) -> Iterator[Need]:
 def _full(seen: Seen) -> Iterator[Need]:
     """Digest and wait inside the kernel."""
     yield from _trampolines(seen)
-    unseen = "the kernel's BPF helpers, on the running kernel" if not seen.live else "/sys/kernel/btf/vmlinux"
+    unseen = _functions_unseen(seen)
     if seen.facts.btf:
         met, missing = _names(seen, HELPERS)
         yield Need(met, f"no BPF helper {missing}: use Linux 5.18 or later", unseen)
@@ -148,6 +148,12 @@ def _full(seen: Seen) -> Iterator[Need]:
             f"no function {missing}() to attach to: use a kernel with CONFIG_MODULE_SIG=y",
             unseen,
         )
+
+
+def _functions_unseen(seen: Seen) -> str:
+    if seen.live:
+        return "the kernel's functions: make /sys/kernel/btf/vmlinux readable"
+    return "the kernel's functions: put its image in boot/vmlinuz-RELEASE, or ask the running node"
 
 
 def _with_ours(seen: Seen, kernel: list[Need]) -> list[Need]:
@@ -166,7 +172,11 @@ def _with_ours(seen: Seen, kernel: list[Need]) -> list[Need]:
 def _security_calls(seen: Seen) -> Iterator[Need]:
     if seen.facts.btf:
         met, missing = _names(seen, SECURITY_CALLS)
-        yield Need(met, f"no function {missing} to attach to: use a kernel with CONFIG_SECURITY=y", "")
+        yield Need(
+            met,
+            f"no function {missing} to attach to: use a kernel with CONFIG_SECURITY=y",
+            _functions_unseen(seen),
+        )
 
 
 def _fmod_ret_enforces(seen: Seen) -> str:

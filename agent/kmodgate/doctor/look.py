@@ -8,24 +8,22 @@ pod's ``/host``), and an image otherwise. Of an image only what its files say is
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from kmodgate.config import ListenAddress
-from kmodgate.errors import HookError, InputError, NodeError
-from kmodgate.node import NodeFacts, NodePaths, read_facts
+from kmodgate.errors import HookError, NodeError
+from kmodgate.node import NodePaths, read_facts
 from kmodgate.node.bpf import read_bpffs, read_btf_names, read_pinned
 from kmodgate.node.crypto import read_crypto
-from kmodgate.node.kconfig import parse_kconfig, read_kconfig
-from kmodgate.node.paths import read_text, read_word
+from kmodgate.node.kconfig import read_kconfig
+from kmodgate.node.paths import read_word
 from kmodgate.node.process import Capability, ProcessFacts, read_process
-from kmodgate.node.security import KernelLoadPin, ModuleSignatures
 from kmodgate.running import profile_of
+from kmodgate.scan.root import Root
 
+from .image import look_at_image
 from .ladder import ASKED
 from .seen import AgentSeen, Seen
 
@@ -48,21 +46,21 @@ def look(root: Path, *, listen: ListenAddress | None = None, now: datetime | Non
         NodeError: it is neither a running node nor an image with a kernel's config, or a file
             of the kernel makes no sense.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: is no directory; name the root of a node or of a mounted image")
     now = datetime.now(UTC) if now is None else now
+    with Root(root) as opened:
+        if opened.kind("/proc/sys/kernel") != "directory" and opened.kind("/proc/version") != "file":
+            return look_at_image(opened, now)
+        own = opened.is_own
+    return _look_at_node(root, listen, now, own=own)
+
+
+def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, own: bool) -> Seen:
     paths = NodePaths(proc=root / "proc", sys=root / "sys", boot=root / "boot")
-    if (paths.proc / "sys/kernel").is_dir() or (paths.proc / "version").is_file():
-        return _look_at_node(root, paths, listen, now)
-    return _look_at_image(root, now)
-
-
-def _look_at_node(root: Path, paths: NodePaths, listen: ListenAddress | None, now: datetime) -> Seen:
     facts = read_facts(paths)
     if facts.release is None:
         raise NodeError(f"{paths.proc} tells no kernel release; is this Linux, with procfs mounted?")
     process = read_process(paths)
-    libbpf, load = _try_programs(process, own=root == Path("/"))
+    libbpf, load = _try_programs(process, own=own)
     kconfig = read_kconfig(paths, facts.release)
     crypto = read_crypto(paths)
     return Seen(
@@ -137,61 +135,3 @@ def _ask_agent(listen: ListenAddress) -> AgentSeen | None:
 
 def _why(error: OSError | HTTPException) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-
-
-# --- an image --------------------------------------------------------------------------------
-
-
-def _look_at_image(root: Path, now: datetime) -> Seen:
-    kernels = _kernels_of(root)
-    if not kernels:
-        raise NodeError(
-            f"{root}: neither a running node (no proc) nor an image with a kernel's build config "
-            "(boot/config-RELEASE or lib/modules/RELEASE/config); mount the image there"
-        )
-    releases = sorted(kernels, key=_version_key, reverse=True)
-    release = releases[0]
-    kconfig = kernels[release]
-    return Seen(
-        live=False,
-        facts=_facts_of(root, release, kconfig),
-        now=now,
-        kernels=tuple(releases),
-        kconfig=kconfig,
-        headers=(root / "lib/modules" / release / "build").exists(),
-        tracefs=kconfig.get("FTRACE_SYSCALLS") == "y",
-    )
-
-
-def _kernels_of(root: Path) -> dict[str, Mapping[str, str]]:
-    """Release to build config, of every kernel whose config the image holds."""
-    found = {path.name.removeprefix("config-"): path for path in (root / "boot").glob("config-*")}
-    for modules in ("lib/modules", "usr/lib/modules"):
-        found |= {path.parent.name: path for path in (root / modules).glob("*/config")}
-    configs = {release: parse_kconfig(read_text(path) or "") for release, path in found.items()}
-    return {release: config for release, config in configs.items() if config}
-
-
-def _version_key(release: str) -> list[tuple[int, str]]:
-    """Sorts 6.12 after 6.9."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", release)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _facts_of(root: Path, release: str, kconfig: Mapping[str, str]) -> NodeFacts:
-    """What a build config says of the kernel that will run; the rest is not known."""
-    lsms = tuple(kconfig.get("LSM", "").split(","))
-    if kconfig.get("BPF_LSM") != "y":
-        lsms = tuple(name for name in lsms if name != "bpf")
-    return replace(
-        read_facts(NodePaths(proc=root / "proc", sys=root / "sys", boot=root / "boot")),
-        release=release,
-        btf=kconfig.get("DEBUG_INFO_BTF") == "y",
-        lsms=lsms,
-        signatures=ModuleSignatures(
-            built=kconfig.get("MODULE_SIG") == "y",
-            enforced=True if kconfig.get("MODULE_SIG_FORCE") == "y" else None,
-        ),
-        load_pin=KernelLoadPin(enforced=None, excludes_modules=False),
-        modules_built=kconfig.get("MODULES") == "y",
-    )

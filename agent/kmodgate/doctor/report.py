@@ -44,8 +44,8 @@ class Diagnosis:
 def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
     """Judge what was seen.
 
-    On an image nothing counts against it that only a running kernel shows; on a live node what
-    a usable rung needs must have been seen.
+    What a usable rung needs must have been seen for a yes, and nothing may speak against it. What
+    only a running kernel shows (sysctls, keyrings) does not count against an image.
     """
     ladder = rungs(seen)
     lines = checks(seen, purpose)
@@ -55,7 +55,7 @@ def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
         against = [problem for rung in usable for problem in rung.problems]
     if against:
         return Diagnosis(Answer.NO, tuple(against), ladder, lines)
-    if seen.live and not any(rung.offered for rung in usable):
+    if not any(rung.offered for rung in usable):
         unseen = [text for rung in usable for text in rung.unseen]
         return Diagnosis(Answer.UNKNOWN, tuple(dict.fromkeys(unseen)), ladder, lines)
     return Diagnosis(Answer.YES, (), ladder, lines)

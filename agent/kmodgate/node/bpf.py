@@ -18,7 +18,7 @@ _MAGIC = 0xEB9F
 _PREFIXES = ("kmodgate", "kmg_")
 
 
-def names_in_btf(data: bytes, names: Iterable[str]) -> frozenset[str] | None:
+def names_in_btf(data: bytes | memoryview, names: Iterable[str]) -> frozenset[str] | None:
     """Those of the names that stand in a BTF blob's strings; None when it is no BTF.
 
     Kinds are not looked at: ask for names that only functions have. A helper that the kernel
@@ -32,6 +32,21 @@ def names_in_btf(data: bytes, names: Iterable[str]) -> frozenset[str] | None:
         return None
     strings = memoryview(data)[start : start + length].tobytes()
     return frozenset(name for name in names if b"\0" + name.encode() + b"\0" in strings)
+
+
+def find_btf(kernel: bytes) -> memoryview | None:
+    """The BTF inside an uncompressed kernel image: of all that looks like one, the largest."""
+    # Version 1, no flags, a header of 24 bytes: the only one that there is.
+    start = struct.pack("=HBBI", _MAGIC, 1, 0, _HEADER.size)
+    view = memoryview(kernel)
+    found: list[memoryview] = []
+    position = kernel.find(start)
+    while position >= 0:
+        if position + _HEADER.size <= len(kernel):
+            _, _, _, header, _, _, offset, length = _HEADER.unpack_from(kernel, position)
+            found.append(view[position : position + header + offset + length])
+        position = kernel.find(start, position + 1)
+    return max(found, key=len, default=None)
 
 
 def read_btf_names(paths: NodePaths, names: Iterable[str]) -> frozenset[str] | None:

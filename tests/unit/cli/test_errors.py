@@ -313,8 +313,8 @@ def test_options_that_there_are_not(
         (["sign", "good.ko", *SIGN], "good.ko"),
         (["sign", "plain.ko", *SIGN, "--passphrase-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (["sign", "plain.ko", *SIGN[:4], "--out", "missing/out.ko"], "missing/out.ko"),
-        (["doctor", "--root", "missing"], "missing: is no directory"),
-        (["doctor", "--root", "good.ko"], "good.ko: is no directory"),
+        (["doctor", "--root", "missing"], "'missing': no such file or directory; give the directory"),
+        (["doctor", "--root", "good.ko"], "'good.ko': not a directory; give the directory"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -316,10 +318,17 @@ def test_the_running_kernel_is_looked_at_for_real() -> None:
     diagnose(seen, ENFORCE)
 
 
-def image(root: Path, configs: dict[str, str]) -> Path:
+def image(root: Path, configs: dict[str, str], names: tuple[str, ...] = ASKED) -> Path:
+    """A root with kernels that have these functions; without any, with no kernel image."""
     (root / "boot").mkdir(parents=True)
     for release, text in configs.items():
         (root / "boot" / f"config-{release}").write_text(text)
+        if names:
+            strings = b"\0" + b"".join(name.encode() + b"\0" for name in names)
+            small = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, 1) + b"\0"
+            btf = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, 0, 0, len(strings)) + strings
+            kernel = b"\x7fELF" + bytes(400) + small + bytes(80) + btf + bytes(40)
+            (root / "boot" / f"vmlinuz-{release}").write_bytes(gzip.compress(kernel))
     return root
 
 
@@ -334,10 +343,27 @@ def test_an_image_is_judged_by_its_newest_kernel(tmp_path: Path) -> None:
     seen = look(root)
     assert not seen.live
     assert seen.kernels == ("6.12.3-amd64", "6.9.1", "6.1.0")
+    assert seen.functions == frozenset(ASKED)
     found = diagnose(seen, ENFORCE)
     assert found.answer is Answer.YES
-    assert found.rungs[0].offered is None
-    assert states(seen)["helpers"] is State.UNKNOWN
+    assert found.rungs[0].offered is True
+    assert states(seen)["helpers"] is State.OK
+
+
+def test_an_image_whose_kernel_lacks_a_helper_is_a_no(tmp_path: Path) -> None:
+    root = image(tmp_path, {"6.1.0": CONFIG}, tuple(name for name in ASKED if name != "bpf_loop"))
+    found = diagnose(look(root), ENFORCE)
+    assert found.answer is Answer.NO
+    assert "no bpf_loop" in found.because[0]
+
+
+def test_an_image_without_its_kernel_is_not_claimed_to_do(tmp_path: Path) -> None:
+    root = image(tmp_path, {"6.1.0": CONFIG}, ())
+    assert diagnose(look(root), ENFORCE).answer is Answer.UNKNOWN
+    (root / "boot/vmlinuz-6.1.0").write_bytes(b"no kernel at all")
+    found = diagnose(look(root), ENFORCE)
+    assert found.answer is Answer.UNKNOWN
+    assert "boot/vmlinuz-RELEASE" in found.because[0]
 
 
 def test_an_image_without_bpf_lsm_is_a_no(tmp_path: Path) -> None:
@@ -351,6 +377,13 @@ def test_a_config_beside_the_modules_counts(tmp_path: Path) -> None:
     (tmp_path / "lib/modules/6.5.0").mkdir(parents=True)
     (tmp_path / "lib/modules/6.5.0/config").write_text(CONFIG)
     assert look(tmp_path).kernels == ("6.5.0",)
+
+
+def test_a_link_in_an_image_leads_nowhere_outside(tmp_path: Path) -> None:
+    """An image with /proc linked to the host's would else be told as the host."""
+    root = image(tmp_path / "image", {"6.1.0": CONFIG})
+    (root / "proc").symlink_to("/proc")
+    assert not look(root).live
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -392,3 +425,7 @@ def test_a_config_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[s
     config.write_text("kmodgate:\n  nodePools:\n  - {name: a, nodeSelector: {x: 'y'}, mode: audit}\n")
     assert run(capsys, "--root", str(root), "--config", str(config))[0] == 1
     assert run(capsys, "--root", str(root), "--config", str(config), "--node-label", "x=y")[0] == 0
+    (root / "boot/vmlinuz-6.1.0").unlink()
+    code, out, _ = run(capsys, "--root", str(root))
+    assert code == 3
+    assert "cannot be told from here" in out
