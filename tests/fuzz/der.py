@@ -111,7 +111,9 @@ class Mutator:
         index = chance.randrange(len(siblings))
         element = siblings[index]
         kind = chance.randrange(10)
-        if kind == 0:
+        if chance.random() < 0.01:  # what takes longer than its length
+            siblings[index : index + 1] = [element] * chance.choice((10, 30, 100, 1000))
+        elif kind == 0:
             del siblings[index]
         elif kind == 1:
             siblings.insert(chance.randrange(len(siblings) + 1), element.copy())
@@ -133,7 +135,9 @@ class Mutator:
     def _change_content(self, element: Element, chance: random.Random) -> None:
         leaves = [leaf for leaf in element.walk() if not leaf.children]
         leaf = chance.choice(leaves)
-        if leaf.tag == _OID and chance.random() < 0.8:
+        if chance.random() < 0.01:
+            leaf.content = (leaf.content or b"\0") * chance.choice((10, 100, 1000))
+        elif leaf.tag == _OID and chance.random() < 0.8:
             leaf.content = chance.choice(self._oids)
         elif leaf.tag == _INTEGER and len(leaf.content) <= 2:
             leaf.content = bytes((chance.randrange(6),))

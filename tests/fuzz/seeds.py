@@ -98,7 +98,7 @@ def messages(rsa: Identity, ec: Identity, ca: Identity) -> dict[str, bytes]:
         "rigid-rsa-skid": openssl_cms(PAYLOAD, rsa, "sha384", *skid),
         "rigid-ecdsa": openssl_cms(PAYLOAD, ec),
         "two-signers": signed_data(*sorted((rsa_info, ec_info))),
-        "embedded-anchor": signed_data(rsa_info, certificates=embedded(rsa)),
+        "rigid-embedded-anchor": signed_data(rsa_info, certificates=embedded(rsa)),
         "three-signers": signed_data(*sorted((rsa_info, ec_info, stranger_info))),
         "rigid-ecdsa-skid": signed_data(by_skid(ec, ECDSA_SHA256), version=3),
         "rigid-chain-of-one": signed_data(signer_info(PAYLOAD, direct), certificates=embedded(direct)),

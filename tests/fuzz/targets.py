@@ -41,6 +41,8 @@ from . import mutators
 from .mutators import CORPUS, TRUST, Mutate, Scramble
 
 MAX_OUTPUT = 1 << 20
+# Room for the longest message that the kernel's decoder looks at, and its payload.
+MAX_FILE = (1 << 16) + 1024
 MIB = 1 << 20
 # ENOENT: an algorithm that the kernel's parser knows and its build lacks.
 ERRNOS = {None, "EKEYREJECTED", "EBADMSG", "EINVAL", "EMSGSIZE", "ENOENT"}
@@ -256,8 +258,8 @@ def config(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     "trailer": Target(trailer),
-    "cms": Target(cms, mutators.files, max_length=1 << 14),
-    "kernels": Target(kernels, mutators.files, max_length=1 << 14),
+    "cms": Target(cms, mutators.files, max_length=MAX_FILE),
+    "kernels": Target(kernels, mutators.files, max_length=MAX_FILE),
     "certificates": Target(certificates, mutators.certificates),
     "revocations": Target(revocations),
     "modinfo": Target(elf, mutators.elfs),

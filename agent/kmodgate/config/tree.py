@@ -20,6 +20,8 @@ from .scalars import shown
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_NODES = 10_000
+# PyYAML computes 1:1:1… (base sixty) in quadratic time.
+MAX_NUMBER = 64
 
 Data: TypeAlias = "dict[str, Data] | list[Data] | str | int | float | bool | None"
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -168,6 +170,8 @@ class _Converter:
             return text
         if kind == "null":
             return None
+        if len(text) > MAX_NUMBER and kind in {"bool", "int", "float"}:
+            raise self.error(f"{shown(text)} is too long for a {kind}; correct it or put it in quotes", line)
         try:
             constructor = yaml.constructor.SafeConstructor()
             if kind == "bool":

@@ -120,3 +120,81 @@ def test_damaged_streams_raise_nothing_else(data: st.DataObject) -> None:
         stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ModuleFormatError):
         decompress(stream, max_size=1 << 20)
+
+
+# Containers that promise, nest or repeat more than they should.
+
+ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+def refused(data: bytes, words: str, *, max_size: int = MAX, errno: str = "EINVAL") -> None:
+    tracemalloc.start()
+    with pytest.raises(ModuleFormatError, match=words) as caught:
+        decompress(data, max_size=max_size)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert caught.value.errno_name == errno
+    assert peak < 2.5 * max_size
+
+
+def xz_with_dictionary(code: int) -> bytes:
+    """A stream whose block header names another dictionary (.xz file format 5.3.1)."""
+    data = bytearray(lzma.compress(DATA, check=lzma.CHECK_NONE))
+    size = (data[12] + 1) * 4
+    at = data.index(b"\x21\x01", 12, 12 + size) + 2
+    data[at] = code
+    data[12 + size - 4 : 12 + size] = zlib.crc32(data[12 : 12 + size - 4]).to_bytes(4, "little")
+    return bytes(data)
+
+
+def test_a_dictionary_as_large_as_that_of_xz_9_is_taken() -> None:
+    assert decompress(xz_with_dictionary(28), max_size=MAX) == DATA  # 64 MiB
+
+
+@pytest.mark.parametrize("code", [31, 36, 40])
+def test_a_dictionary_above_the_limit_is_refused(code: int) -> None:
+    refused(xz_with_dictionary(code), "too much memory")  # 192 MiB, 1 GiB, 4 GiB
+
+
+@pytest.mark.parametrize("exponent", [18, 21, 31])
+def test_a_zstd_window_above_the_limit_is_refused(exponent: int) -> None:
+    refused(ZSTD + bytes((0, exponent << 3)) + b"\x01\0\0", "too much memory")  # 256 MiB, 2 GiB, 2 TiB
+
+
+def test_a_stated_size_above_the_cap_is_refused_before_anything_is_read() -> None:
+    refused(ZSTD + b"\xa0" + (MAX + 1).to_bytes(4, "little"), "larger", errno="EFBIG")
+    refused(ZSTD + b"\xe0" + ((1 << 64) - 2).to_bytes(8, "little"), "larger", errno="EFBIG")
+
+
+def test_a_stated_size_that_is_not_true_is_refused() -> None:
+    block = (5 << 3 | 1).to_bytes(3, "little") + b"abcde"
+    for size in (1, 4, 6, MAX):
+        refused(ZSTD + b"\xa0" + size.to_bytes(4, "little") + block, "damaged")
+    assert decompress(ZSTD + b"\xa0\5\0\0\0" + block, max_size=5) == b"abcde"
+
+
+def test_what_is_inside_a_container_is_not_opened() -> None:
+    inner = gzip.compress(DATA)
+    for pack in PACK.values():
+        assert decompress(pack(inner), max_size=MAX) == inner
+
+
+def test_a_bomb_in_a_bomb_is_only_as_large_as_its_outer_one() -> None:
+    bomb = gzip.compress(bytes(64 << 20))
+    assert decompress(zstandard.compress(bomb), max_size=len(bomb)) == bomb
+
+
+def test_a_gzip_name_without_an_end_is_refused() -> None:
+    refused(gzip.compress(b"")[:3] + b"\x08" + bytes(6) + b"x" * (1 << 20), "truncated")
+
+
+def test_a_run_of_one_byte_is_capped() -> None:
+    block = ((1 << 17) << 3 | 2).to_bytes(3, "little") + b"a"
+    refused(ZSTD + b"\0\x58" + block * 2000 + b"\1\0\0", "larger", max_size=32 << 20, errno="EFBIG")
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.sampled_from(sorted(PACK)), data=st.binary(max_size=3000), times=st.integers(1, 200))
+def test_decompressing_undoes_compressing(name: str, data: bytes, times: int) -> None:
+    whole = data * times
+    assert decompress(PACK[name](whole), max_size=len(whole)) == whole
