@@ -171,7 +171,7 @@ class _Converter:
         if kind == "null":
             return None
         if len(text) > MAX_NUMBER and kind in {"bool", "int", "float"}:
-            raise self.error(f"{shown(text)} is too long for a {kind}; correct it or put it in quotes", line)
+            raise self.error(f"{shown(text)} is no {kind}; correct it or put it in quotes", line)
         try:
             constructor = yaml.constructor.SafeConstructor()
             if kind == "bool":
