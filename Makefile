@@ -129,6 +129,8 @@ test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up
 bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
 	$(BIN)/python tests/bench/bench_verify.py $$($(VM) path modules --kernel $(KERNEL)) \
 		$$($(VM) path certs --kernel $(KERNEL))/kernel.pem
+	$(BIN)/python tests/bench/bench_scan.py $$(for suite in bookworm trixie; do $(VM) path modules --kernel $$suite; \
+		$(VM) path kernel --kernel $$suite; echo $$($(VM) path certs --kernel $$suite)/kernel.pem; done)
 
 .PHONY: wheel
 wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included

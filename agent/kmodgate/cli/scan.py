@@ -44,11 +44,12 @@ def _profile(context: click.Context, parameter: click.Parameter, name: str | Non
         ("kmodgate scan --trust ours.pem build/", "the modules of a build"),
     ),
 )
-@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path())
 @click.option(
     "--root",
     "root_path",
     metavar="DIRECTORY",
+    type=click.Path(),
     default="/",
     show_default=True,
     help="Where the root file system is mounted. Links are followed inside it, never out of it.",
