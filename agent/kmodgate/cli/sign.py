@@ -59,12 +59,22 @@ class _Job:
         ("kmodgate verify driver.ko --trust signing.pem", "Will it load where the certificate is trusted?"),
     ),
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "--key", "key_name", metavar="KEY", required=True, help="Private key: PEM or DER file, or a pkcs11: URI."
+    "--key",
+    "key_name",
+    metavar="KEY",
+    type=click.Path(),
+    required=True,
+    help="Private key: PEM or DER file, or a pkcs11: URI.",
 )
 @click.option(
-    "--cert", "cert_path", metavar="CERT", required=True, help="Its X.509 certificate: PEM or DER file."
+    "--cert",
+    "cert_path",
+    metavar="CERT",
+    type=click.Path(),
+    required=True,
+    help="Its X.509 certificate: PEM or DER file.",
 )
 @click.option(
     "--hash",
@@ -90,10 +100,18 @@ class _Job:
 )
 @click.option("--force", is_flag=True, help="Sign what is no kernel module, too.")
 @click.option(
-    "--passphrase-file", metavar="FILE", help="Passphrase of the key, or PIN of the token: the first line."
+    "--passphrase-file",
+    metavar="FILE",
+    type=click.Path(),
+    help="Passphrase of the key, or PIN of the token: the first line.",
 )
 @click.option("--passphrase-env", metavar="NAME", help="The same from an environment variable.")
-@click.option("--pkcs11-module", metavar="FILE", help="PKCS#11 module.  [default: the URI's, else p11-kit's]")
+@click.option(
+    "--pkcs11-module",
+    metavar="FILE",
+    type=click.Path(),
+    help="PKCS#11 module.  [default: the URI's, else p11-kit's]",
+)
 @click.option(
     "--max-size",
     callback=parse_size,

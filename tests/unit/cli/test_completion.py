@@ -80,6 +80,9 @@ CASES = [
     ("kmodgate verify zebra.ko --trust zeb\t", "--trust zebra.ko"),
     ("kmodgate doctor --output js\t", "--output json"),
     ("kmodgate completion zs\t", "completion zsh"),
+    ("kmodgate trust ext\t", "trust extract"),
+    ("kmodgate scan zeb\t", "zebra.ko"),
+    ("kmodgate sign zebra.ko --key zeb\t", "--key zebra.ko"),
 ]
 
 
