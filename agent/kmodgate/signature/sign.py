@@ -160,12 +160,12 @@ def load_private_key(data: bytes, passphrase: bytes | None, label: str) -> FileK
     pem = data.lstrip().startswith(b"-----BEGIN")
     load = serialization.load_pem_private_key if pem else serialization.load_der_private_key
     try:
-        key = _load(load, data, passphrase)
+        key = _load(load, data, passphrase, label)
     except UnsupportedAlgorithm as error:
         raise InputError(f"{label}: {error}") from error
     except ValueError as error:
-        if b"ENCRYPTED" in data:
-            problem = "cannot be decrypted; is the passphrase right?"
+        if passphrase is not None and (b"ENCRYPTED" in data or not pem):
+            problem = "cannot be decrypted, or is no private key; is the passphrase right?"
         elif b"BEGIN CERTIFICATE" in data:
             problem = "is a certificate; give the private key with --key and the certificate with --cert"
         else:
@@ -176,13 +176,13 @@ def load_private_key(data: bytes, passphrase: bytes | None, label: str) -> FileK
     return FileKey(key)
 
 
-def _load(load: Callable[..., object], data: bytes, passphrase: bytes | None) -> object:
+def _load(load: Callable[..., object], data: bytes, passphrase: bytes | None, label: str) -> object:
     try:
         return load(data, passphrase)
     except TypeError as error:  # a passphrase is missing, or one is given to a key without
         if passphrase is None:
             raise InputError(
-                "the private key is encrypted; give --passphrase-file FILE or --passphrase-env NAME"
+                f"{label}: is encrypted; give --passphrase-file FILE or --passphrase-env NAME"
             ) from error
         return load(data, None)
 
@@ -208,7 +208,7 @@ def sign(
         InputError: the certificate has no key id, or the key or digest does not go with it.
     """
     public = certificate.public_key
-    pure = _MLDSA.get(type(public))
+    pure = next((oid for kind, oid in _MLDSA.items() if isinstance(public, kind)), None)
     name = digest or (MLDSA_DIGEST if pure else DEFAULT_DIGEST)
     if pure and name != MLDSA_DIGEST:
         raise InputError(f"ML-DSA goes with {MLDSA_DIGEST} alone; leave --hash out")
