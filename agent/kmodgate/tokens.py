@@ -145,10 +145,14 @@ def _reason(error: Exception) -> str:
 
 
 def _token(library: Any, uri: KeyUri) -> pkcs11.Token:
+    from pkcs11 import TokenFlag  # noqa: PLC0415
+
     seen: list[str] = []
     found: list[pkcs11.Token] = []
     for slot in library.get_slots(token_present=True):
         token = slot.get_token()
+        if TokenFlag.TOKEN_INITIALIZED not in token.flags:
+            continue
         seen.append(token.label)
         wanted = (
             (uri.token, token.label),

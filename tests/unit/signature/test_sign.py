@@ -130,10 +130,10 @@ def test_no_other_byte_anywhere_is_trusted(identities: dict[str, Identity], kind
             verify(bytes(changed), trust)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     payload=st.binary(min_size=1, max_size=3000),
-    kind=st.sampled_from(KINDS[:5]),
+    kind=st.sampled_from(["rsa", "p256", "p384", "p521"]),
     place=st.floats(0, 1, exclude_max=True),
     flip=st.integers(1, 255),
 )
