@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from vmtool import VmDied, VmToolError
+from vmtool import VmDied, VmToolError, artifacts
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
@@ -21,7 +21,10 @@ INSIDE = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("share")
+    path = tmp_path_factory.mktemp("share")
+    if os.geteuid() == 0:  # the guest's own kernel, for the tests that take it apart
+        shutil.copy(artifacts.path("kernel", SUITE), path / "vmlinuz")
+    return path
 
 
 @pytest.fixture(scope="module")
