@@ -12,6 +12,7 @@ Sources: ``Documentation/arch/x86/boot.rst`` (protocol 2.08, Linux 2.6.26, for t
 from __future__ import annotations
 
 import bz2
+import io
 import lzma
 import struct
 import sys
@@ -49,6 +50,7 @@ _ZBOOT_MAGIC, _ZBOOT_AT = b"zimg", 4
 _PE_SECTION = struct.Struct("<8sIIII")
 _PE_SECTION_SIZE = 40
 
+_PIECE = 1 << 20
 _LZ4_LEGACY = 0x184C2102
 _LZ4_BLOCK = 8 << 20
 _LZ4_RATIO = 255
@@ -57,7 +59,9 @@ _LZ4_RATIO = 255
 class _Stream(Protocol):
     @property
     def eof(self) -> bool: ...
-    def decompress(self, data: memoryview, max_length: int, /) -> bytes: ...
+    @property
+    def needs_input(self) -> bool: ...
+    def decompress(self, data: bytes | memoryview, max_length: int, /) -> bytes: ...
 
 
 class _TooLarge(Exception):  # noqa: N818  # never leaves this module
@@ -65,14 +69,24 @@ class _TooLarge(Exception):  # noqa: N818  # never leaves this module
 
 
 def _run(stream: _Stream, data: memoryview, max_size: int) -> bytes:
+    """Decompress in pieces: in one, some of these objects hold the output twice in the end."""
+
+    def pieces() -> Iterator[bytes]:
+        yield stream.decompress(data, _PIECE)
+        while not stream.eof:
+            if stream.needs_input:
+                raise EOFError("the stream is truncated")
+            yield stream.decompress(b"", _PIECE)
+
+    return _join(pieces(), max_size)
+
+
+def _gunzip(data: memoryview, max_size: int) -> bytes:
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
     out = stream.decompress(data, max_size + 1)
     if len(out) <= max_size and not stream.eof:
         raise EOFError("the stream is truncated")
     return out
-
-
-def _gunzip(data: memoryview, max_size: int) -> bytes:
-    return _run(zlib.decompressobj(wbits=zlib.MAX_WBITS | 16), data, max_size)
 
 
 def _unxz(data: memoryview, max_size: int) -> bytes:
@@ -148,15 +162,13 @@ def _unlz4(data: memoryview, max_size: int) -> bytes:
 
 
 def _join(chunks: Iterator[bytes], max_size: int) -> bytes:
-    """All chunks, or as many as it takes to exceed the limit."""
-    found: list[bytes] = []
-    total = 0
+    """All chunks; grows in place, so that they are never held twice."""
+    found = io.BytesIO()
     for chunk in chunks:
-        found.append(chunk)
-        total += len(chunk)
-        if total > max_size:
+        if found.tell() + len(chunk) > max_size:
             raise _TooLarge
-    return b"".join(found)
+        found.write(chunk)
+    return found.getvalue()
 
 
 _COMPRESSIONS: Final[tuple[tuple[str, bytes, Callable[[memoryview, int], bytes]], ...]] = (
@@ -188,7 +200,8 @@ def extract(image: bytes, *, max_size: int = DEFAULT_MAX_SIZE) -> bytes:
         if _is_kernel(data):
             if len(data) > max_size:
                 raise _above(max_size)
-            return image if data.obj is image and len(data) == len(image) else bytes(data)
+            whole = data.obj
+            return whole if isinstance(whole, bytes) and len(whole) == len(data) else bytes(data)
         data = _inside(data, max_size)
     raise ImageError("containers within containers, and no kernel in the innermost")
 
