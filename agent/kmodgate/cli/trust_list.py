@@ -177,15 +177,15 @@ def _image(root: Path) -> Image:
     from kmodgate.node.kernel import read_release
     from kmodgate.scan.root import Root
 
-    release = read_release(NodePaths(root / "proc", root / "sys", root / "boot"))
-    if release is None:
-        return Image(None, (), f"no kernel runs below {root}")
-    places = (
-        f"/boot/vmlinuz-{release}",
-        f"/lib/modules/{release}/vmlinuz",
-        f"/usr/lib/modules/{release}/vmlinuz",
-    )
     with Root(root) as opened:
+        release = read_release(NodePaths(root / "proc", root / "sys", root / "boot"))
+        if release is None:
+            return Image(None, (), f"no kernel runs below {root}")
+        places = (
+            f"/boot/vmlinuz-{release}",
+            f"/lib/modules/{release}/vmlinuz",
+            f"/usr/lib/modules/{release}/vmlinuz",
+        )
         path = next((place for place in places if opened.kind(place) == "file"), None)
         if path is None:
             return Image(None, (), f"there is no {places[0]}")
