@@ -107,7 +107,7 @@ def test_extract_from_a_kernel_that_trusts_nobody(folder: Path, capsys: pytest.C
         (("nowhere",), "nowhere: no such file"),
         ((".",), ".: is a directory"),
         (("build.pem",), "build.pem: not a kernel image"),
-        (("vmlinuz", "--max-size", "2K"), "the kernel is larger|above the limit of 2048"),
+        (("vmlinuz", "--max-size", "1K"), "the kernel is larger|above the limit of 1024"),
         (("vmlinuz", "--out", "no/where.pem"), "no/where.pem: no such file"),
         ((), "Missing argument"),
     ],
