@@ -123,6 +123,15 @@ def certificates(kernel: bytes) -> tuple[bytes, ...]:
     return trusted
 
 
+def has_list(part: bytes) -> bool:
+    """Whether a part of a 64-bit little-endian kernel holds a whole list of trusted certificates.
+
+    Args:
+        part: from a multiple of eight of the kernel on.
+    """
+    return any(_by_two_longs(part, run) for run in _runs(part))
+
+
 def _contents(data: bytes, at: int, tag: int) -> tuple[int, int] | None:
     """Start and end of the contents of an element in strict DER; None when there is none."""
     if at + 2 > len(data) or data[at] != tag:

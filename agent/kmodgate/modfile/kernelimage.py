@@ -18,6 +18,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from kmodgate.errors import ImageError
@@ -50,7 +51,7 @@ _ZBOOT_MAGIC, _ZBOOT_AT = b"zimg", 4
 _PE_SECTION = struct.Struct("<8sIIII")
 _PE_SECTION_SIZE = 40
 
-_PIECE = 1 << 20
+_PIECE, _OVERLAP, _ALIGNMENT = 1 << 20, 256 << 10, 8
 _LZ4_LEGACY = 0x184C2102
 _LZ4_BLOCK = 8 << 20
 _LZ4_RATIO = 255
@@ -64,11 +65,19 @@ class _Stream(Protocol):
     def decompress(self, data: bytes | memoryview, max_length: int, /) -> bytes: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How much is wanted: see ``extract``."""
+
+    most: int
+    enough: Callable[[bytes], bool] | None
+
+
 class _TooLarge(Exception):  # noqa: N818  # never leaves this module
     """More output than allowed."""
 
 
-def _run(stream: _Stream, data: memoryview, max_size: int) -> bytes:
+def _run(stream: _Stream, data: memoryview, limit: _Limit) -> bytes:
     """Decompress in pieces: in one, some of these objects hold the output twice in the end."""
 
     def pieces() -> Iterator[bytes]:
@@ -78,42 +87,42 @@ def _run(stream: _Stream, data: memoryview, max_size: int) -> bytes:
                 raise EOFError("the stream is truncated")
             yield stream.decompress(b"", _PIECE)
 
-    return _join(pieces(), max_size)
+    return _join(pieces(), limit)
 
 
-def _gunzip(data: memoryview, max_size: int) -> bytes:
+def _gunzip(data: memoryview, limit: _Limit) -> bytes:
     stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    out = stream.decompress(data, max_size + 1)
-    if len(out) <= max_size and not stream.eof:
+    out = stream.decompress(data, limit.most + 1)
+    if len(out) <= limit.most and not stream.eof:
         raise EOFError("the stream is truncated")
     return out
 
 
-def _unxz(data: memoryview, max_size: int) -> bytes:
-    return _run(lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_LIMIT), data, max_size)
+def _unxz(data: memoryview, limit: _Limit) -> bytes:
+    return _run(lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_LIMIT), data, limit)
 
 
-def _unlzma(data: memoryview, max_size: int) -> bytes:
-    return _run(lzma.LZMADecompressor(lzma.FORMAT_ALONE, _MEMORY_LIMIT), data, max_size)
+def _unlzma(data: memoryview, limit: _Limit) -> bytes:
+    return _run(lzma.LZMADecompressor(lzma.FORMAT_ALONE, _MEMORY_LIMIT), data, limit)
 
 
-def _bunzip2(data: memoryview, max_size: int) -> bytes:
-    return _run(bz2.BZ2Decompressor(), data, max_size)
+def _bunzip2(data: memoryview, limit: _Limit) -> bytes:
+    return _run(bz2.BZ2Decompressor(), data, limit)
 
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 
-    def _unzstd(data: memoryview, max_size: int) -> bytes:
+    def _unzstd(data: memoryview, limit: _Limit) -> bytes:
         options = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX}
         try:
-            return _run(zstd.ZstdDecompressor(options=options), data, max_size)
+            return _run(zstd.ZstdDecompressor(options=options), data, limit)
         except zstd.ZstdError as error:
             raise ValueError(str(error)) from error
 
 else:
 
-    def _unzstd(data: memoryview, max_size: int) -> bytes:
+    def _unzstd(data: memoryview, limit: _Limit) -> bytes:
         import zstandard  # noqa: PLC0415  # only when it is met
 
         stream = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG_MAX).decompressobj()
@@ -127,12 +136,12 @@ else:
                 raise EOFError("the stream is truncated")
 
         try:
-            return _join(chunks(), max_size)
+            return _join(chunks(), limit)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error
 
 
-def _unlz4(data: memoryview, max_size: int) -> bytes:
+def _unlz4(data: memoryview, limit: _Limit) -> bytes:
     """The legacy frame: blocks of at most 8 MiB, each behind its compressed length."""
     try:
         from lz4 import block  # noqa: PLC0415  # an optional extra
@@ -158,20 +167,27 @@ def _unlz4(data: memoryview, max_size: int) -> bytes:
                 raise ValueError(str(error)) from error
             position += size
 
-    return _join(blocks(), max_size)
+    return _join(blocks(), limit)
 
 
-def _join(chunks: Iterator[bytes], max_size: int) -> bytes:
+def _join(chunks: Iterator[bytes], limit: _Limit) -> bytes:
     """All chunks; grows in place, so that they are never held twice."""
     found = io.BytesIO()
+    shown = 0
     for chunk in chunks:
-        if found.tell() + len(chunk) > max_size:
+        if found.tell() + len(chunk) > limit.most:
             raise _TooLarge
         found.write(chunk)
+        if limit.enough is not None and found.tell() - shown >= _PIECE:
+            with found.getbuffer() as view:
+                newest = bytes(view[max(0, shown - _OVERLAP) & -_ALIGNMENT :])
+            if limit.enough(newest):
+                break
+            shown = found.tell()
     return found.getvalue()
 
 
-_COMPRESSIONS: Final[tuple[tuple[str, bytes, Callable[[memoryview, int], bytes]], ...]] = (
+_COMPRESSIONS: Final[tuple[tuple[str, bytes, Callable[[memoryview, _Limit], bytes]], ...]] = (
     ("xz", b"\xfd7zXZ\x00", _unxz),
     ("zstd", b"\x28\xb5\x2f\xfd", _unzstd),
     ("gzip", b"\x1f\x8b\x08", _gunzip),
@@ -182,12 +198,17 @@ _COMPRESSIONS: Final[tuple[tuple[str, bytes, Callable[[memoryview, int], bytes]]
 _NAMES = ", ".join(name for name, _, _ in _COMPRESSIONS)
 
 
-def extract(image: bytes, *, max_size: int = DEFAULT_MAX_SIZE) -> bytes:
+def extract(
+    image: bytes, *, max_size: int = DEFAULT_MAX_SIZE, enough: Callable[[bytes], bool] | None = None
+) -> bytes:
     """The uncompressed kernel of a ``vmlinuz``, ``bzImage``, ``Image.gz`` or unified kernel image.
 
     Args:
         image: the whole file.
         max_size: most bytes that may come out.
+        enough: asked while the kernel grows, with its newest part and the 256 KiB before that,
+            from a multiple of eight on. Once it says yes the rest may be left out, and what
+            only the end of a stream shows (its checksum and length) is not looked at.
 
     Returns:
         An ELF file, or on arm64 and riscv the flat ``Image``; ``image`` itself when it is one.
@@ -195,14 +216,14 @@ def extract(image: bytes, *, max_size: int = DEFAULT_MAX_SIZE) -> bytes:
     Raises:
         ImageError: no kernel image, one that is damaged, or one above ``max_size``.
     """
-    data = memoryview(image)
+    data, limit = memoryview(image), _Limit(max_size, enough)
     for _ in range(_MAX_DEPTH):
         if _is_kernel(data):
             if len(data) > max_size:
                 raise _above(max_size)
             whole = data.obj
             return whole if isinstance(whole, bytes) and len(whole) == len(data) else bytes(data)
-        data = _inside(data, max_size)
+        data = _inside(data, limit)
     raise ImageError("containers within containers, and no kernel in the innermost")
 
 
@@ -214,15 +235,15 @@ def _is_kernel(data: memoryview) -> bool:
     return _has(data, 0, ELF_MAGIC) or any(_has(data, _FLAT_AT, magic) for magic in _FLAT_MAGICS)
 
 
-def _inside(data: memoryview, max_size: int) -> memoryview:
+def _inside(data: memoryview, limit: _Limit) -> memoryview:
     """What one container holds."""
     if _has(data, _BZIMAGE_AT, _BZIMAGE_MAGIC):
-        return _bzimage(data, max_size)
+        return _bzimage(data, limit)
     if _has(data, 0, b"MZ") and _has(data, _ZBOOT_AT, _ZBOOT_MAGIC):
-        return _zboot(data, max_size)
+        return _zboot(data, limit)
     if _has(data, 0, b"MZ") and (linux := _pe_section(data, b".linux")) is not None:
         return linux
-    expanded = _expand("the file", data, max_size)
+    expanded = _expand("the file", data, limit)
     if expanded is None:
         raise ImageError(
             "not a kernel image: neither ELF, bzImage (x86), Image (arm64, riscv), EFI zboot nor a unified "
@@ -231,7 +252,7 @@ def _inside(data: memoryview, max_size: int) -> memoryview:
     return expanded
 
 
-def _bzimage(data: memoryview, max_size: int) -> memoryview:
+def _bzimage(data: memoryview, limit: _Limit) -> memoryview:
     header = bytes(data[:_BZIMAGE_HEADER]).ljust(_BZIMAGE_HEADER, b"\0")
     (version,) = struct.unpack_from("<H", header, 0x206)
     if version < _BZIMAGE_PAYLOAD_VERSION:
@@ -247,23 +268,24 @@ def _bzimage(data: memoryview, max_size: int) -> memoryview:
         )
     if _is_kernel(payload):  # CONFIG_KERNEL_UNCOMPRESSED
         return payload
-    expanded = _expand("bzImage", payload, max_size)
+    expanded = _expand("bzImage", payload, limit)
     if expanded is None:
         raise ImageError(
             f"bzImage: its payload is not compressed with {_NAMES} (it begins with {payload[:4].hex()})"
         )
     (stated,) = _SIZE.unpack_from(payload, length - _SIZE.size)
-    if stated != len(expanded):
+    left_out = limit.enough is not None and len(expanded) < stated
+    if stated != len(expanded) and not left_out:
         raise ImageError(f"bzImage: {stated} bytes are stated and {len(expanded)} came out; is it damaged?")
     return expanded
 
 
-def _zboot(data: memoryview, max_size: int) -> memoryview:
+def _zboot(data: memoryview, limit: _Limit) -> memoryview:
     offset, length = struct.unpack_from("<II", bytes(data[:16]).ljust(16, b"\0"), 8)
     payload = data[offset : offset + length]
     if length < _SIZE.size or len(payload) < length:
         raise ImageError(f"EFI zboot: the payload ({length} bytes at {offset}) lies outside the file")
-    expanded = _expand("EFI zboot", payload, max_size)
+    expanded = _expand("EFI zboot", payload, limit)
     if expanded is None:
         raise ImageError(f"EFI zboot: its payload is not compressed with {_NAMES}")
     return expanded
@@ -287,21 +309,21 @@ def _pe_section(data: memoryview, name: bytes) -> memoryview | None:
     return None
 
 
-def _expand(where: str, data: memoryview, max_size: int) -> memoryview | None:
+def _expand(where: str, data: memoryview, limit: _Limit) -> memoryview | None:
     """Decompress by magic; None when it is that of no known compression."""
     for name, magic, decompress in _COMPRESSIONS:
         if not _has(data, 0, magic):
             continue
         try:
-            out = decompress(data, max_size)
+            out = decompress(data, limit)
         except _TooLarge:
-            raise _above(max_size) from None
+            raise _above(limit.most) from None
         except (ValueError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise ImageError(
                 f"{where}: its {name} stream cannot be read ({error}); is it damaged?"
             ) from error
-        if len(out) > max_size:
-            raise _above(max_size)
+        if len(out) > limit.most:
+            raise _above(limit.most)
         return memoryview(out)
     return None
 
