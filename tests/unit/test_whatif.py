@@ -110,6 +110,18 @@ def test_only_the_entries_that_revoke_are_named(signed: Case, operator: Identity
     assert "sign" in found(by_key)
 
 
+def test_a_certificate_that_is_revoked_itself(signed: Case) -> None:
+    (anchor,) = signed.trust.anchors
+    revocations = Revocations.of_certificate(anchor.certificate, anchor.identity, anchor.skid)
+    case = replace(signed, trust=TrustStore(signed.trust.anchors, revocations))
+    assert judge(case).verification is Verification.REVOKED
+    kinds = found(case)
+    assert "take CN=operator out of kmodgate.trust.revokedCertificates" in kinds["unrevoke"].change
+    assert kinds["unrevoke"].decision.reason is Reason.TRUSTED_SIGNATURE
+    # Another key is a way out: nothing but this one is revoked.
+    assert "sign" in kinds
+
+
 def test_a_revoked_module_is_let_in_by_no_policy(signed: Case) -> None:
     digest = hashlib.sha256(signed.data).digest()
     trust = TrustStore(signed.trust.anchors, Revocations(files=frozenset({digest})))

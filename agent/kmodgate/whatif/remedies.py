@@ -74,16 +74,27 @@ def _revocations(case: Case, found: Outcome) -> Iterator[Attempt]:
     entries = _entries(case.trust.revocations)
     guilty = _guilty(case, entries)
     rest = [entry for entry in entries if entry not in guilty]
-    listed = ", ".join(f"{kind}:{value.hex()}" for kind, value in guilty)
     yield Attempt(
         "unrevoke",
-        f"remove {listed} from the files of kmodgate.trust.revoked",
+        _unrevoking(guilty, found),
         replace(case, trust=TrustStore(case.trust.anchors, _revocations_of(rest))),
         danger="it was revoked for a reason: whatever it names loads again",
     )
 
 
+def _unrevoking(guilty: list[_Entry], found: Outcome) -> str:
+    """What to take out of which file; a certificate that is revoked itself stands in no list."""
+    lines = ", ".join(f"{kind}:{value.hex()}" for kind, value in guilty if kind != _SIGNER)
+    if all(kind != _SIGNER for kind, _ in guilty):
+        return f"remove {lines} from the files of kmodgate.trust.revoked"
+    signer = found.signature.signer
+    name = "its signer's or issuer's certificate" if signer is None else signer.subject or signer.issuer
+    also = f", and {lines} out of the files of kmodgate.trust.revoked where they stand" if lines else ""
+    return f"take {name} out of kmodgate.trust.revokedCertificates{also}"
+
+
 _Entry: TypeAlias = tuple[str, bytes]
+_SIGNER: Final = "signer"
 
 
 def _entries(revocations: Revocations) -> list[_Entry]:
@@ -91,6 +102,7 @@ def _entries(revocations: Revocations) -> list[_Entry]:
         *(("tbs", value) for value in sorted(revocations.certificates)),
         *(("bin", value) for value in sorted(revocations.files)),
         *(("id", value) for value in sorted(revocations.key_ids)),
+        *((_SIGNER, value) for value in sorted(revocations.signers)),
     ]
 
 
@@ -98,7 +110,9 @@ def _revocations_of(entries: list[_Entry]) -> Revocations:
     def values(kind: str) -> frozenset[bytes]:
         return frozenset(value for name, value in entries if name == kind)
 
-    return Revocations(certificates=values("tbs"), files=values("bin"), key_ids=values("id"))
+    return Revocations(
+        certificates=values("tbs"), files=values("bin"), key_ids=values("id"), signers=values(_SIGNER)
+    )
 
 
 def _guilty(case: Case, entries: list[_Entry]) -> list[_Entry]:
