@@ -23,6 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "apt-config": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
+    "clang": "clang",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "mkfs.ext4": "e2fsprogs",

@@ -42,6 +42,8 @@ class KernelProfile:
         keys: key algorithms that can be used.
         rsa_digests: digests for which RSA PKCS#1 v1.5 knows the prefix.
         rsa_bits: lengths of RSA keys that can be used (``rsa_check_key_length()``).
+        rsa_unknown_digest: errno for another digest (ENOENT before the crypto API passed
+            errors of templates on).
         rsa_refuses_trivial: signature values 0 and 1 are EINVAL, not EBADMSG (since 6.9).
         ecdsa_short_keys: points of fewer bytes than the curve's are taken (since 6.10).
         checks_usage: keyUsage and basicConstraints must decode (since 6.4).
@@ -62,6 +64,7 @@ class KernelProfile:
     keys: frozenset[str]
     rsa_digests: frozenset[str]
     rsa_bits: frozenset[int] = frozenset({512, 1024, 1536, 2048, 3072, 4096})
+    rsa_unknown_digest: str = "EINVAL"
     rsa_refuses_trivial: bool = True
     ecdsa_short_keys: bool = True
     checks_usage: bool = True
@@ -80,6 +83,7 @@ _5_10 = KernelProfile(
     keys_known=frozenset({"rsa", "ecrdsa", "sm2"}),
     keys=_RSA,
     rsa_digests=frozenset({"md5", "sha1"}) | _SHA2,
+    rsa_unknown_digest="ENOENT",
     rsa_refuses_trivial=False,
     ecdsa_short_keys=False,
     checks_usage=False,
@@ -107,6 +111,7 @@ _6_12 = replace(
     keys_known=_RSA | {"ecrdsa", "ecdsa-nist-p192"} | _P256_P384 | _P521,
     keys=_RSA | _P256_P384 | _P521,
     rsa_digests=frozenset({"md5", "sha1"}) | _SHA2 | _SHA3,
+    rsa_unknown_digest="EINVAL",
     rsa_refuses_trivial=True,
     ecdsa_short_keys=True,
     checks_usage=True,
@@ -136,6 +141,13 @@ PROFILES: Mapping[str, KernelProfile] = {
         replace(_5_10, name="debian-11"),
         replace(_6_1, name="debian-12", digests=_6_1.digests - {"sm3"}, keys=_RSA),
         replace(_6_12, name="debian-13", digests=_6_12.digests - {"sm3"}),
+        replace(
+            _7_2,
+            name="debian-14",
+            digests=_7_2.digests - {"sm3"},
+            keys=_7_2.keys - _MLDSA,
+            mldsa_attributes=False,
+        ),
     )
 }
 """By name: upstream versions with all they can be built with, and distributions' builds."""

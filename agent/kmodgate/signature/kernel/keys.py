@@ -194,8 +194,13 @@ def _choose_algorithm(key: PublicKey, signature: Signature, profile: KernelProfi
         raise _rejected("EINVAL", f"ML-DSA over attributes with a digest other than SHA-512 ({digest})")
     if (family == "ecrdsa" and not digest.startswith("streebog")) or (family == "sm2" and digest != "sm3"):
         raise _rejected("EINVAL", f"{family} over {digest}")
-    if key.algorithm not in profile.keys or (family == "rsa" and digest not in profile.rsa_digests):
-        raise Refusal("ENOENT", f"{key.algorithm} over {digest} is not built into the kernel")
+    if key.algorithm not in profile.keys:
+        raise Refusal("ENOENT", f"{key.algorithm} is not built into the kernel")
+    if family == "rsa" and digest not in profile.rsa_digests:
+        unsupported = SignatureStatus.UNSUPPORTED_SIGNATURE
+        raise Refusal(
+            profile.rsa_unknown_digest, f"RSA over {digest} is not known to the kernel", unsupported
+        )
 
 
 class _RsaKey:
