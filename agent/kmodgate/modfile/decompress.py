@@ -157,7 +157,8 @@ else:
         decoder = zstandard.ZstdDecompressor(max_window_size=_MEMORY_LIMIT)
         try:
             size = zstandard.get_frame_parameters(data).content_size
-            if size == zstandard.CONTENTSIZE_UNKNOWN:
+            # In one go nothing is looked at behind a stated size of zero.
+            if size in {0, zstandard.CONTENTSIZE_UNKNOWN}:
                 return _unzstd_unsized(decoder.decompressobj(read_across_frames=False), data, max_size)
             if size > max_size:
                 raise _too_large(max_size)
