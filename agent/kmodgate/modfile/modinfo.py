@@ -24,7 +24,8 @@ MODINFO = b".modinfo\0"
 MAX_SECTIONS = 65536
 MAX_NAMES = 1 << 20
 MAX_MODINFO = 4 << 20
-MAX_VALUE = 4096
+# The agent remembers thousands of reports: a value must not make it grow.
+MAX_VALUE = 256
 
 _SHF_ALLOC = 2
 _EI_CLASS, _EI_DATA, _EI_NIDENT = 4, 5, 16
@@ -112,7 +113,7 @@ def modinfo(data: BytesLike) -> ModuleInfo:
     """Read the naming strings of a decompressed module.
 
     Returns:
-        The first value of each key, at most 4,096 bytes of it; bytes that are not UTF-8
+        The first value of each key, at most 256 bytes of it; bytes that are not UTF-8
         are shown as backslash escapes.
 
     Raises:
