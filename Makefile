@@ -121,6 +121,7 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
 .PHONY: test
 test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
@@ -135,6 +136,12 @@ bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
 .PHONY: wheel
 wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+.PHONY: conformance
+conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
+	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \
+		> docs/conformance.md.new
+	mv docs/conformance.md.new docs/conformance.md
 
 .PHONY: docs
 docs: $(STAMP) ## Write the generated documentation anew

@@ -23,6 +23,7 @@ from kmodgate.model import (
     Origin,
     Policy,
     Reason,
+    Stage,
     Verdict,
     Verification,
 )
@@ -44,7 +45,7 @@ class Case:
         facts = self.facts
         return (
             f"{self.policy.policy.name}-{self.policy.mode}-{facts.api.name}-{facts.origin.name}-"
-            f"{facts.verification.name}: {self.name}"
+            f"{facts.verification.name}-{facts.stage.name}: {self.name}"
         ).lower()
 
 
@@ -56,9 +57,10 @@ def _row_cases(row: dict[str, Any]) -> Iterable[Case]:
     verdict, reason, number = row["want"]
     code = getattr(errno, number) if isinstance(number, str) else int(number)
     options = row.get("options", {})
-    for word, mode, api, origin, verification in itertools.product(
+    for word, mode, stage, api, origin, verification in itertools.product(
         row["policy"],
         Mode,
+        _members(Stage, row.get("stages", ["signature"])),
         _members(Api, row["apis"]),
         _members(Origin, row["origins"]),
         _members(Verification, row["verifications"]),
@@ -69,6 +71,8 @@ def _row_cases(row: dict[str, Any]) -> Iterable[Case]:
             load_pin=row["load_pin"],
             pinned_root_exempt=options.get("pinned_root_exempt", False),
             failure_policy=FailurePolicy(options.get("failure_policy", "Fail")),
+            kernel_keyrings=options.get("kernel_keyrings", True),
+            revocations=options.get("revocations", False),
         )
         wanted = Verdict[verdict.upper()]
         if wanted is Verdict.DENY and mode is Mode.AUDIT:
@@ -76,7 +80,7 @@ def _row_cases(row: dict[str, Any]) -> Iterable[Case]:
         yield Case(
             row["name"],
             policy,
-            LoadFacts(api, origin, verification),
+            LoadFacts(api, origin, verification, stage),
             Decision(wanted, Reason[reason.upper()], code),
         )
 

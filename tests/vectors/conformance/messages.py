@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.vectors.conformance.pki import (
@@ -86,10 +86,14 @@ def signed_data(
     outer: str = OIDS["signedData"],
     crls: bytes = b"",
     keep_order: bool = False,
+    backwards: bool = False,
 ) -> bytes:
     """ContentInfo holding SignedData; sets are sorted, as DER has them, unless told otherwise."""
-    order = list if keep_order else sorted
-    certificates = b"".join(order([one if isinstance(one, bytes) else one.der for one in inside]))
+
+    def order(members: Iterable[bytes]) -> list[bytes]:
+        return list(members) if keep_order else sorted(members, reverse=backwards)
+
+    certificates = b"".join(order(one if isinstance(one, bytes) else one.der for one in inside))
     return sequence(
         oid(outer),
         tlv(

@@ -12,6 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from tests.vectors.conformance.compare import Comparison, Outcome, compare
 
@@ -22,13 +23,7 @@ _KERNEL_LINES = (
     (
         r"not the DER of SignedData",
         "BER that is not DER, and bytes behind the message",
-        "`lib/asn1_decoder.c`: `asn1_ber_decoder()` ends at the outermost element, takes indefinite and overlong"
-        " lengths, and ignores the constructed bit",
-    ),
-    (
-        r"not DER \(",
-        "a certificate that is not DER",
-        "the same decoder, called by `x509_cert_parse()`",
+        "`lib/asn1_decoder.c`: `asn1_ber_decoder()` stops after the outermost element, and is no DER decoder",
     ),
     (
         r"an algorithm has parameters",
@@ -43,7 +38,7 @@ _KERNEL_LINES = (
     (
         r"names another digest",
         "ecdsa-with-SHA512 beside SHA-256 and the like",
-        "`pkcs7_parser.c`: `pkcs7_sig_note_pkey_algo()` takes the family from the name, the digest from elsewhere",
+        "`pkcs7_parser.c`: `pkcs7_sig_note_pkey_algo()` takes the family from it, no more",
     ),
     (
         r"an issuer that is no Name",
@@ -76,11 +71,19 @@ _KERNEL_LINES = (
         "`crypto/ecdsa.c`: `ecdsa_get_signature_rs()`",
     ),
     (
+        r"not DER \(",
+        "a certificate that is not DER",
+        "the same decoder, called by `x509_cert_parse()`",
+    ),
+    (
         r"attributes beside a signature that is not ML-DSA",
         "signed attributes of a second signer beside ML-DSA",
         "`pkcs7_parser.c`: `pkcs7_check_authattrs()` looks at the first SignerInfo's algorithm only (7.0)",
     ),
 )
+
+
+_TEMPLATE = Path(__file__).with_name("page.md.in")
 
 
 def why(detail: str) -> tuple[str, str]:
@@ -134,60 +137,32 @@ def _errnos(comparisons: Sequence[Comparison]) -> Iterable[str]:
         yield f"| {release} | {' | '.join(f'{counts[name]:,}' for name in names)} |"
 
 
-def render(comparisons: Sequence[Comparison]) -> str:
-    """The whole page."""
-    lines = [
-        "<!-- Written by tests/vectors/conformance/page.py (`make conformance`); do not edit. -->",
-        "# What real kernels answer, and what kmodgate does",
-        "",
-        "Each kernel below is Debian's, with one change: in place of the certificate of its build stands one of ours,",
-        "of the same length (`vm-images/vmtool/siglab.py`). It boots in QEMU, gets more certificates into its secondary",
-        "keyring, and loads every case under `module.sig_enforce`. The cases are made anew each time, with new keys",
-        "(`tests/vectors/conformance/`): *named* ones, and good messages with each element *damaged* in each of 17 ways,",
-        "cut, extended and sprinkled with noise. The payload is no ELF file, so a kernel that accepts the signature says",
-        "ENOEXEC.",
-        "",
-        "| kernel | profile | named | damaged | differences | kernel accepts | kmodgate trusts |",
-        "|---|---|---|---|---|---|---|",
-        *(_numbers(one) for one in comparisons),
-        "",
-        "*Differences*: cases where kmodgate's model of the kernel (`agent/kmodgate/signature/kernel/`) gives another",
-        "errno than the kernel. What the kernel refuses is never trusted; what it accepts and kmodgate refuses is below.",
-        "",
-        "## The kernels' answers",
-        "",
-        *_errnos(comparisons),
-        "",
-        "## Stricter than kernels: by class",
-        "",
-        "| class | where the kernel overlooks it | named | damaged |",
-        "|---|---|---|---|",
-    ]
+def _classes(comparisons: Sequence[Comparison]) -> Iterable[str]:
     named = classes(outcome for one in comparisons for outcome in one.named.values())
     damaged = classes(outcome for one in comparisons for outcome in one.damaged.values())
     for what, where in dict.fromkeys((*named, *damaged)):
-        lines.append(f"| {what} | {where} | {named[what, where]} | {damaged[what, where]} |")
-    releases = [one.release for one in comparisons]
-    lines += [
-        "",
-        "## Stricter than kernels: the named cases",
-        "",
-        "*same*: kmodgate says what the kernel says. Otherwise the kernel accepts, and the cell has kmodgate's status.",
-        "",
-        f"| case | {' | '.join(releases)} |",
-        "|" + "---|" * (len(releases) + 1),
-        *(f"| {name} | {' | '.join(marks)} |" for name, marks in deviations(comparisons)),
-        "",
-        "## Beyond these kernels",
-        "",
-        "* ML-DSA: Debian builds no kernel with it. `make test-mldsa` builds a small 7.2 from Debian's source package and",
-        "  compares in the same way.",
-        "* More than 24 certificates or SignerInfos, and RSA exponents above 64 bits, are refused unread. Kernels have no",
-        "  such limits.",
-        "* RSA keys above 4096 bits are refused because kernels refuse them: `rsa_check_key_length()` in `crypto/rsa.c`.",
-        "* Revocations are not compared: kmodgate is stricter there in every case ([policy.md](policy.md)).",
-    ]
-    return "\n".join(lines) + "\n"
+        yield f"| {what} | {where} | {named[what, where]} | {damaged[what, where]} |"
+
+
+def _named(comparisons: Sequence[Comparison]) -> Iterable[str]:
+    yield f"| case | {' | '.join(one.release for one in comparisons)} |"
+    yield "|" + "---|" * (len(comparisons) + 1)
+    for name, marks in deviations(comparisons):
+        yield f"| {name} | {' | '.join(marks)} |"
+
+
+def render(comparisons: Sequence[Comparison]) -> str:
+    """The whole page."""
+    parts = {
+        "@NUMBERS@": map(_numbers, comparisons),
+        "@ERRNOS@": _errnos(comparisons),
+        "@CLASSES@": _classes(comparisons),
+        "@NAMED@": _named(comparisons),
+    }
+    text = _TEMPLATE.read_text()
+    for mark, lines in parts.items():
+        text = text.replace(mark, "\n".join(lines))
+    return text
 
 
 if __name__ == "__main__":
