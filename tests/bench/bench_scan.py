@@ -51,7 +51,7 @@ class Cost:
 @contextmanager
 def root_with(modules: Path, image: Path) -> Iterator[Path]:
     """A root file system around a directory of modules: hard links, and a copy of the image."""
-    with tempfile.TemporaryDirectory(dir=modules.parents[2], prefix="bench-root-") as name:
+    with tempfile.TemporaryDirectory(dir=modules.parents[3], prefix="bench-root-") as name:
         root = Path(name)
         (root / "boot").mkdir()
         shutil.copy(image, root / f"boot/vmlinuz-{modules.name}")
