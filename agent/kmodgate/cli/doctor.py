@@ -166,7 +166,7 @@ def _print(diagnosis: Diagnosis, purpose: Purpose) -> None:
     answer = diagnosis.answer.value
     terminal.show(terminal.cell(words[answer] + (":" if diagnosis.because else ""), styles[answer]))
     for reason in diagnosis.because:
-        terminal.show(terminal.cell(f"  - {reason}"))
+        terminal.hang("  - ", terminal.cell(reason))
 
 
 def _why(rung: Rung) -> tuple[str, ...]:
