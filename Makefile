@@ -137,6 +137,10 @@ bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
 wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
+.PHONY: test-mldsa
+test-mldsa: $(STAMP) ## Compare with a kernel built for ML-DSA (root; flex bison bc gcc libelf-dev libssl-dev)
+	KMODGATE_CONFORMANCE_KERNELS=small $(BIN)/pytest -q -m vm tests/vm/test_conformance.py
+
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
 	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \

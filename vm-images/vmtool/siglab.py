@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import apt, cache, initramfs, kernel, vmlinux
+from . import apt, cache, initramfs, kernel, smallkernel, vmlinux
 from .errors import VmDied, VmToolError
 from .host import IMAGES, find, run
 from .initramfs import Node
@@ -66,31 +66,55 @@ class Answers:
     algorithms: frozenset[str]
 
 
-def _kernel(suite: str) -> kernel.Kernel:
-    return kernel.get(apt.resolve(suite, DKMS_PACKAGES))
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kernel to ask.
 
-
-def builtin_certificate(suite: str) -> bytes:
-    """DER of the certificate that the kernel carries; ours must be as long.
-
-    Raises:
-        VmToolError: there is not exactly one.
+    Attributes:
+        release: for people.
+        image: the ELF file.
+        certificate: DER of the one that its build made; ours must be as long.
+        modules: that its crypto needs, in the order to load them.
     """
-    own, _ = vmlinux.certificates(_kernel(suite).vmlinux.read_bytes())
-    if len(own) != 1:
-        raise VmToolError(f"the kernel of {suite} carries {len(own)} build-time keys, not one")
-    return own[0]
+
+    release: str
+    image: bytes
+    certificate: bytes
+    modules: Sequence[bytes] = ()
+
+    @classmethod
+    def of_image(cls, release: str, image: bytes, modules: Sequence[bytes] = ()) -> Target:
+        """Find the certificate in the image.
+
+        Raises:
+            VmToolError: there is not exactly one, or not in one place.
+        """
+        own, _ = vmlinux.certificates(image)
+        if len(own) != 1 or image.count(own[0]) != 1:
+            raise VmToolError(f"kernel {release} does not carry exactly one build-time key in one place")
+        return cls(release, image, own[0], modules)
+
+    def with_certificate(self, der: bytes) -> bytes:
+        """The image with another certificate built in."""
+        if len(der) != len(self.certificate):
+            raise VmToolError(
+                f"the certificate has {len(der)} bytes and must take the place of {len(self.certificate)}"
+            )
+        return self.image.replace(self.certificate, der)
 
 
-def _patched(its_kernel: kernel.Kernel, suite: str, certificate: bytes) -> bytes:
-    image = its_kernel.vmlinux.read_bytes()
-    own = builtin_certificate(suite)
-    if len(own) != len(certificate) or image.count(own) != 1:
-        raise VmToolError(
-            f"the certificate has {len(certificate)} bytes; it must take the place of {len(own)}, found "
-            f"{image.count(own)} times in the kernel of {suite}"
-        )
-    return image.replace(own, certificate)
+def debian(suite: str) -> Target:
+    """The kernel of a Debian suite."""
+    its_kernel = kernel.get(apt.resolve(suite, DKMS_PACKAGES))
+    by_name = {initramfs.module_name(path.name): path for path in its_kernel.modules.rglob("*.ko*")}
+    modules = [initramfs.plain(by_name[name]) for name in _CRYPTO if name in by_name]
+    return Target.of_image(its_kernel.release, its_kernel.vmlinux.read_bytes(), modules)
+
+
+def small() -> Target:
+    """The small kernel, which has ML-DSA."""
+    release = smallkernel.source_package().removeprefix("linux-source-")
+    return Target.of_image(f"{release} small", smallkernel.get().read_bytes())
 
 
 def _loader() -> bytes:
@@ -98,11 +122,6 @@ def _loader() -> bytes:
         run(["clang", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o", target, LOADER])
 
     return cache.entry(f"loader-{cache.digest([LOADER])}", build).read_bytes()
-
-
-def _modules(its_kernel: kernel.Kernel) -> list[bytes]:
-    by_name = {initramfs.module_name(path.name): path for path in its_kernel.modules.rglob("*.ko*")}
-    return [initramfs.plain(by_name[name]) for name in _CRYPTO if name in by_name]
 
 
 def _archive(modules: Sequence[bytes], keys: Mapping[str, bytes], cases: Sequence[Case]) -> bytes:
@@ -179,12 +198,12 @@ def read_console(
     return cases, added, frozenset(algorithms)
 
 
-def ask(suite: str, certificate: bytes, keys: Mapping[str, bytes], cases: Mapping[str, Case]) -> Answers:
-    """Load every case on the kernel of a Debian suite.
+def ask(target: Target, certificate: bytes, keys: Mapping[str, bytes], cases: Mapping[str, Case]) -> Answers:
+    """Load every case.
 
     Args:
-        suite: Debian suite.
-        certificate: DER to build in, as long as ``builtin_certificate``.
+        target: the kernel.
+        certificate: DER to build in, as long as the target's own.
         keys: more certificates, signed by it, for the secondary keyring.
         cases: what to load.
 
@@ -192,8 +211,7 @@ def ask(suite: str, certificate: bytes, keys: Mapping[str, bytes], cases: Mappin
         VmDied: the machine hung.
         VmToolError: it could not be started or did not answer.
     """
-    its_kernel = _kernel(suite)
-    archive = _archive(_modules(its_kernel), keys, list(cases.values()))
-    text = boot(_patched(its_kernel, suite, certificate), archive)
+    archive = _archive(target.modules, keys, list(cases.values()))
+    text = boot(target.with_certificate(certificate), archive)
     found, added, algorithms = read_console(text, list(cases), list(keys))
-    return Answers(its_kernel.release, found, added, algorithms)
+    return Answers(target.release, found, added, algorithms)

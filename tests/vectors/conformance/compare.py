@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tests.vectors.conformance import cases, pki
+from tests.vectors.conformance import cases, mldsa, pki
 from tests.vectors.conformance.cases import Lab
+from tests.vectors.conformance.pki import Party
 from vmtool import siglab
-from vmtool.siglab import Answers, Case
+from vmtool.siglab import Answers, Case, Target
 
 from kmodgate.errors import ConfigError
 from kmodgate.model import Api, SignatureReport, SignatureStatus
@@ -142,13 +143,16 @@ def _key_answer(der: bytes, profile: KernelProfile) -> str | None:
     return None
 
 
-def compare(suite: str) -> Comparison:
-    """Boot the suite's kernel once and load every case."""
-    profile = PROFILES[PROFILE_OF[suite]]
-    lab = Lab(pki.certificate_of_length(len(siglab.builtin_certificate(suite))))
-    keys = {name: party.der for name, party in lab.keyring.items()}
-    named, damaged = cases.named(lab), cases.damaged(lab)
-    answers = siglab.ask(suite, lab.ca.der, keys, {**named, **damaged})
+def _compare(
+    target: Target,
+    profile: KernelProfile,
+    lab: Lab,
+    keyring: Mapping[str, Party],
+    named: dict[str, Case],
+    damaged: dict[str, Case],
+) -> Comparison:
+    keys = {name: party.der for name, party in keyring.items()}
+    answers = siglab.ask(target, lab.ca.der, keys, {**named, **damaged})
     certificates = [lab.ca.der, *keys.values()]
     return Comparison(
         release=answers.release,
@@ -162,3 +166,20 @@ def compare(suite: str) -> Comparison:
         ),
         algorithms=answers.algorithms,
     )
+
+
+def compare(suite: str) -> Comparison:
+    """Boot the suite's kernel once and load every case."""
+    target = siglab.debian(suite)
+    lab = Lab(pki.certificate_of_length(len(target.certificate)))
+    profile = PROFILES[PROFILE_OF[suite]]
+    return _compare(target, profile, lab, lab.keyring, cases.named(lab), cases.damaged(lab))
+
+
+def compare_small() -> Comparison:
+    """The same with the small kernel, which knows everything, and the cases of ML-DSA."""
+    target = siglab.small()
+    lab = Lab(pki.certificate_of_length(len(target.certificate)))
+    anchors = mldsa.anchors(lab.ca)
+    named = cases.named(lab) | mldsa.cases(anchors)
+    return _compare(target, PROFILES["7.2"], lab, lab.keyring | anchors, named, cases.damaged(lab))

@@ -7,13 +7,15 @@ import hashlib
 from collections.abc import Iterator
 
 from tests.vectors.conformance.messages import PAYLOAD, attributes, by_skid, signed_data, signer_info, trailer
-from tests.vectors.conformance.pki import MLDSA_KINDS, RSA_OID, Party, issue, make_key, sign
+from tests.vectors.conformance.pki import MLDSA_KINDS, RSA_OID, Party, Wish, issue, make_key, sign
 from vmtool.siglab import Case
 
 
-def anchors() -> dict[str, Party]:
-    """Self-signed certificates to build into the kernel."""
-    return {kind: issue(f"anchor {kind}", make_key(kind, "anchor")) for kind in MLDSA_KINDS}
+def anchors(ca: Party) -> dict[str, Party]:
+    """Certificates for the secondary keyring."""
+    return {
+        kind: issue(f"anchor {kind}", make_key(kind, "anchor"), ca, Wish(ca=True)) for kind in MLDSA_KINDS
+    }
 
 
 def _values(value: bytes) -> dict[str, bytes]:
