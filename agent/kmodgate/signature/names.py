@@ -24,17 +24,29 @@ CERTIFICATE_PROBLEMS = (
 )
 """What ``cryptography`` raises for a certificate, when parsing it or later, at the field's first use."""
 
+# Names are foreign text of any length, and reports are kept and logged.
+_MAX_CHARACTERS = 256
 _SHORT = 0x80  # lengths below stand in one byte (X.690 section 8.1.3.4)
 
 
 def escape(text: str) -> str:
-    """Replace what is not printable by its UTF-8 bytes in hexadecimal (RFC 4514 section 2.4)."""
+    """Replace what is not printable by its UTF-8 bytes in hexadecimal (RFC 4514 section 2.4).
+
+    What is longer than a name has reason to be is cut, which ``…`` says.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        text = text[:_MAX_CHARACTERS] + "…"
     if text.isprintable():
         return text
     return "".join(
         char if char.isprintable() else "".join(f"\\{byte:02X}" for byte in char.encode("utf-8", "replace"))
         for char in text
     )
+
+
+def hexadecimal(contents: bytes) -> str:
+    """An identifier for people; what is longer than any has reason to be is cut."""
+    return escape(contents.hex())
 
 
 def render(contents: bytes) -> str:
@@ -47,7 +59,7 @@ def render(contents: bytes) -> str:
     try:
         return rfc4514(asn1.decode_der(asn1.TLV, b"\x30" + head + contents))
     except ValueError:
-        return "#" + contents.hex()
+        return escape("#" + contents.hex())
 
 
 def rfc4514(name: asn1.TLV) -> str:
@@ -58,7 +70,7 @@ def rfc4514(name: asn1.TLV) -> str:
         try:
             return escape(name.parse(x509.Name).rfc4514_string())
         except CERTIFICATE_PROBLEMS:
-            return "#" + bytes(name.data).hex()
+            return escape("#" + bytes(name.data).hex())
 
 
 def subject_of(certificate: x509.Certificate) -> str:

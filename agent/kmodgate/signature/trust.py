@@ -25,7 +25,7 @@ from kmodgate.model import Signer
 from .kernel import Keyring, Refusal
 from .kernel.certificate import Certificate, parse_certificate
 from .kernel.keys import check_key
-from .names import CERTIFICATE_PROBLEMS, render, subject_of
+from .names import CERTIFICATE_PROBLEMS, escape, hexadecimal, render, subject_of
 from .profile import LATEST, KernelProfile
 from .revocation import Revocations
 
@@ -78,14 +78,14 @@ def signer_of(certificate: Certificate) -> Signer:
     return Signer(
         issuer=render(certificate.issuer),
         serial=serial_of(certificate.identity[: len(certificate.identity) - len(certificate.issuer)]),
-        skid=None if certificate.skid is None else certificate.skid.hex(),
+        skid=None if certificate.skid is None else hexadecimal(certificate.skid),
         subject=render(certificate.subject),
     )
 
 
 def serial_of(contents: bytes) -> str:
     """Contents of an INTEGER in lower-case hexadecimal, without leading zeros."""
-    return f"{int.from_bytes(contents, 'big', signed=True):x}"
+    return escape(f"{int.from_bytes(contents, 'big', signed=True):x}")
 
 
 class TrustStore:

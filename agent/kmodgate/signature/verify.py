@@ -39,7 +39,7 @@ from .kernel import Acceptance, Refusal, examine
 from .kernel.certificate import Certificate
 from .kernel.keys import digest_of
 from .kernel.message import Message, SignedInfo, parse_message
-from .names import render
+from .names import hexadecimal, render
 from .profile import LATEST, KernelProfile
 from .trailer import AppendedSignature, BytesLike, split
 from .trust import TrustAnchor, TrustStore, serial_of, signer_of
@@ -230,7 +230,7 @@ class _Examination:
         if anchors:
             return anchors[0].signer
         if info.by_skid:
-            return Signer(skid=info.identity.hex())
+            return Signer(skid=hexadecimal(info.identity))
         return Signer(issuer=render(info.issuer), serial=serial_of(info.serial))
 
     def algorithm_names(self) -> tuple[str | None, str | None]:

@@ -339,3 +339,22 @@ def test_no_damaged_message_raises_anything_else(
         message[data.draw(st.integers(0, len(message) - 1))] = data.draw(st.integers(0, 255))
     revocations = Revocations(key_ids=frozenset({b"x"}))
     report(append(PAYLOAD, bytes(message)), TrustStore(trust.anchors, revocations))
+
+
+@pytest.mark.parametrize("which", ["object identifier", "serial number", "key identifier", "issuer"])
+def test_a_report_stays_small_whatever_the_message_holds(which: str, signer: Identity) -> None:
+    long = b"\x81" * 50_000 + b"\x01"
+    name = signer.certificate.issuer.public_bytes()
+    common_name = sequence(generate.oid("2.5.4.3"), tlv(0x0C, b"x" * 50_000))
+    infos = {
+        "object identifier": signer_info(PAYLOAD, signer).replace(generate.oid("sha256"), tlv(0x06, long)),
+        "serial number": signer_info(PAYLOAD, signer, sid=sequence(name, tlv(0x02, long))),
+        "key identifier": signer_info(PAYLOAD, signer, version=3, sid=tlv(0x80, long)),
+        "issuer": signer_info(
+            PAYLOAD, signer, sid=sequence(sequence(tlv(0x31, common_name)), generate.integer(5))
+        ),
+    }
+    message = signed_data(infos[which], version=3 if which == "key identifier" else 1)
+    got = report(append(PAYLOAD, message), TrustStore())
+    assert got.status != "trusted_signature"
+    assert len(repr(got)) < 2500

@@ -19,8 +19,14 @@ def encode(dotted: str) -> bytes:
     return bytes(out)
 
 
+# The longest in any table here has 13; the time to write one out grows with the square of its length.
+_MAX_BYTES = 64
+
+
 def dotted(contents: bytes) -> str:
-    """The reverse, for messages; ``#hex`` when the bytes are no object identifier."""
+    """The reverse, for messages; ``#hex`` when the bytes are no object identifier, or far too many."""
+    if len(contents) > _MAX_BYTES:
+        return f"#{contents[:_MAX_BYTES].hex()}…"
     arcs: list[int] = []
     value = 0
     for byte in contents:
