@@ -13,6 +13,11 @@ import warnings
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat import asn1
+from cryptography.utils import CryptographyDeprecationWarning
+
+# A certificate's oddity is told by the verdict. As a warning on standard error it would be text
+# that whoever made the certificate chooses to have there.
+warnings.filterwarnings("ignore", category=CryptographyDeprecationWarning)
 
 CERTIFICATE_PROBLEMS = (
     ValueError,

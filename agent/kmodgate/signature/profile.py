@@ -22,6 +22,7 @@ _SHA3 = frozenset({"sha3-256", "sha3-384", "sha3-512"})
 _STREEBOG = frozenset({"streebog256", "streebog512"})
 _MLDSA = frozenset({"mldsa44", "mldsa65", "mldsa87"})
 _P256_P384 = frozenset({"ecdsa-nist-p256", "ecdsa-nist-p384"})
+_P192 = frozenset({"ecdsa-nist-p192"})
 _P521 = frozenset({"ecdsa-nist-p521"})
 _RSA = frozenset({"rsa"})
 
@@ -48,6 +49,8 @@ class KernelProfile:
         ecdsa_short_keys: points of fewer bytes than the curve's are taken (since 6.10).
         checks_usage: keyUsage and basicConstraints must decode (since 6.4).
         empty_constraints: an empty basicConstraints is taken (since 6.12).
+        explicit_names: alternatives of a GeneralName are tagged around their type
+            (``x509_akid.asn1`` of 5.10 and 6.1).
         matches_key_algorithm: an embedded certificate is the signer only when its key's
             algorithm has the signature's name (before 5.13).
         mldsa_attributes: signed attributes are taken beside ML-DSA
@@ -69,6 +72,7 @@ class KernelProfile:
     ecdsa_short_keys: bool = True
     checks_usage: bool = True
     empty_constraints: bool = True
+    explicit_names: bool = False
     matches_key_algorithm: bool = False
     mldsa_attributes: bool = False
 
@@ -88,6 +92,7 @@ _5_10 = KernelProfile(
     ecdsa_short_keys=False,
     checks_usage=False,
     empty_constraints=False,
+    explicit_names=True,
     matches_key_algorithm=True,
 )
 _6_1 = replace(
@@ -97,7 +102,7 @@ _6_1 = replace(
     digests=_5_10.digests | {"sm3"} | _STREEBOG,
     signatures_known=frozenset({"rsa", "ecdsa", "ecrdsa", "sm2"}),
     keys_known=_RSA | {"ecrdsa", "sm2", "ecdsa-nist-p192"} | _P256_P384,
-    keys=_RSA | _P256_P384,
+    keys=_RSA | _P192 | _P256_P384,
     matches_key_algorithm=False,
 )
 _6_12 = replace(
@@ -109,13 +114,14 @@ _6_12 = replace(
     ecdsa_sha3=True,
     certificate_digests=frozenset({"sha1"}) | _SHA2 | _SHA3,
     keys_known=_RSA | {"ecrdsa", "ecdsa-nist-p192"} | _P256_P384 | _P521,
-    keys=_RSA | _P256_P384 | _P521,
+    keys=_RSA | _P192 | _P256_P384 | _P521,
     rsa_digests=frozenset({"md5", "sha1"}) | _SHA2 | _SHA3,
     rsa_unknown_digest="EINVAL",
     rsa_refuses_trivial=True,
     ecdsa_short_keys=True,
     checks_usage=True,
     empty_constraints=True,
+    explicit_names=False,
 )
 _7_2 = replace(
     _6_12,
@@ -126,8 +132,8 @@ _7_2 = replace(
     mldsa_attributes=True,
 )
 
-# SHA-1 is left to those who name a kernel: by default nothing is trusted through it.
-LATEST = replace(_7_2, name="latest", digests=_7_2.digests - {"sha1"})
+# SHA-1 and P-192 are left to those who name a kernel: by default they are not there.
+LATEST = replace(_7_2, name="latest", digests=_7_2.digests - {"sha1"}, keys=_7_2.keys - _P192)
 """The newest kernel known here, built with every algorithm but the weak ones."""
 
 PROFILES: Mapping[str, KernelProfile] = {
@@ -178,7 +184,7 @@ _BUILD_OPTIONS = {
     "CONFIG_CRYPTO_MD5": frozenset({"md5"}),
     "CONFIG_CRYPTO_MD4": frozenset({"md4"}),
     "CONFIG_CRYPTO_RSA": _RSA,
-    "CONFIG_CRYPTO_ECDSA": _P256_P384 | _P521,
+    "CONFIG_CRYPTO_ECDSA": _P192 | _P256_P384 | _P521,
     "CONFIG_CRYPTO_MLDSA": _MLDSA,
 }
 

@@ -46,7 +46,7 @@ from .trust import TrustAnchor, TrustStore, serial_of, signer_of
 
 _REJECTED = "EKEYREJECTED"
 _SOFT = frozenset({"ENODATA", "ENOPKG", "ENOKEY"})
-_WEAK = frozenset({"md4", "md5", "sm3", "streebog256", "streebog512"})
+_WEAK = frozenset({"ecdsa-nist-p192", "md4", "md5", "sm3", "streebog256", "streebog512"})
 _OLD = frozenset({"sha1"})
 
 
@@ -171,10 +171,10 @@ class _Examination:
             # The keyring is asked by two ids; a revoked anchor counts by its certificate as well.
             if _is_revoked(anchor.parsed, self._trust):
                 raise _revoked("the trust anchor of a signer is revoked")
-            if info.digest_name in _WEAK:
-                detail = (
-                    f"digest {info.digest_name} is too weak to be trusted, whatever the kernel makes of it"
-                )
+            keys = {anchor.parsed.key.algorithm, *(one.key.algorithm for one in acceptance.path)}
+            weak = sorted(_WEAK & {info.digest_name, *keys})
+            if weak:
+                detail = f"{weak[0]} is too weak to be trusted, whatever kernels make of it"
                 raise SignatureError(SignatureStatus.UNSUPPORTED_SIGNATURE, _REJECTED, detail)
             if acceptance.copy is not None and acceptance.copy.der != anchor.parsed.der:
                 raise overlooked("a certificate inside has the ids of a trust anchor and is not the same")

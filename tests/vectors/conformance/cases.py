@@ -26,8 +26,8 @@ from tests.vectors.conformance.messages import (
     signer_info,
     trailer,
 )
-from tests.vectors.conformance.mutations import mutations
-from tests.vectors.conformance.pki import DIGEST_OIDS, HASHES, Party, Wish, issue, make_key, sign
+from tests.vectors.conformance.mutations import CHANGES, changed, elements, mutations
+from tests.vectors.conformance.pki import DIGEST_OIDS, HASHES, Party, Wish, issue, make_key, resigned, sign
 from tests.vectors.generate import MARKER, OIDS, integer, oid, sequence, tlv
 from vmtool.siglab import Case
 
@@ -379,6 +379,7 @@ def _paddings(key: rsa.RSAPrivateKey) -> dict[str, bytes]:
     }
 
 
+_LARGEST = 20_000
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
@@ -473,6 +474,7 @@ def named(lab: Lab) -> dict[str, Case]:
         _contents,
         _rsa_values,
         _ecdsa_values,
+        _authorities,
     )
     for group in groups:
         for name, message in group(lab):
@@ -486,6 +488,94 @@ def named(lab: Lab) -> dict[str, Case]:
     found["MODULE_INIT_IGNORE_VERMAGIC"] = Case(good, flags=2)
     found["MODULE_INIT_IGNORE both"] = Case(good, flags=3)
     return found
+
+
+def _general_names(lab: Lab) -> dict[str, bytes]:
+    directory = tlv(0xA4, lab.ca.certificate.issuer.public_bytes())
+    text = tlv(0x16, b"x")
+    return {
+        "directoryName": directory,
+        "rfc822Name": tlv(0x81, b"x"),
+        "dNSName": tlv(0x82, b"x"),
+        "URI": tlv(0x86, b"x"),
+        "URI and directoryName": tlv(0x86, b"x") + directory,
+        "directoryName and URI": directory + tlv(0x86, b"x"),
+        "iPAddress": tlv(0x87, b"x"),
+        "registeredID": tlv(0x88, b"x"),
+        "otherName": tlv(0xA0, oid("1.2.3"), tlv(0xA0, NULL)),
+        "x400Address": tlv(0xA3, NULL),
+        "ediPartyName": tlv(0xA5, tlv(0xA1, NULL)),
+        "ediPartyName with assigner": tlv(0xA5, tlv(0xA0, NULL), tlv(0xA1, NULL)),
+        "rfc822Name tagged around": tlv(0xA1, text),
+        "dNSName tagged around": tlv(0xA2, text),
+        "URI tagged around": tlv(0xA6, text),
+        "iPAddress tagged around": tlv(0xA7, tlv(0x04, b"x")),
+        "registeredID tagged around": tlv(0xA8, oid("1.2.3")),
+        "no name": b"",
+        "an unknown name": tlv(0x89, b"x"),
+    }
+
+
+def _authorities(lab: Lab) -> Messages:
+    serial = tlv(0x82, integer(lab.ca.certificate.serial_number)[2:])
+    keyid = tlv(0x80, lab.ca.skid)
+    direct = signer_info(lab.direct)
+    for name, value in _general_names(lab).items():
+        for what, before, after in (("alone", b"", b""), ("all three", keyid, serial)):
+            wish = Wish(raw_akid=sequence(before, tlv(0xA1, value), after))
+            leaf = issue(f"leaf {name} {what}", make_key("rsa-2048", "leaf"), lab.ca, wish)
+            yield f"AKID with {name}, {what}", signed_data(signer_info(leaf), inside=[leaf])
+            yield f"AKID with {name}, {what}, unrelated", signed_data(direct, inside=[leaf])
+
+
+_DATES = {
+    "UTC 1949": (0x17, b"491231235959Z"),
+    "UTC 1950": (0x17, b"500101000000Z"),
+    "UTC 1969": (0x17, b"691231235959Z"),
+    "UTC 1970": (0x17, b"700101000000Z"),
+    "without seconds": (0x17, b"2401010000Z"),
+    "with an offset": (0x17, b"240101000000+0000"),
+    "hour 24": (0x17, b"240101240000Z"),
+    "hour 25": (0x17, b"240101250000Z"),
+    "second 60": (0x17, b"240101235960Z"),
+    "second 61": (0x17, b"240101235961Z"),
+    "29 February": (0x17, b"240229000000Z"),
+    "29 February of no leap year": (0x17, b"230229000000Z"),
+    "month 13": (0x17, b"241301000000Z"),
+    "day 0": (0x17, b"240100000000Z"),
+    "letters": (0x17, b"24O1O1OOOOOOZ"),
+    "generalized 2024": (0x18, b"20240101000000Z"),
+    "generalized 2049": (0x18, b"20491231235959Z"),
+    "generalized 2050": (0x18, b"20500101000000Z"),
+    "generalized 1900": (0x18, b"19000101000000Z"),
+    "generalized 29 February 2100": (0x18, b"21000229000000Z"),
+    "generalized with fraction": (0x18, b"20500101000000.0Z"),
+}
+
+
+def _changed_certificates(lab: Lab) -> Messages:
+    """Certificates with any element of the signed part changed, and signed as they then are."""
+    wish = Wish(akid="both", ca=False, cert_sign=False)
+    whole = issue("changed", make_key("rsa-2048", "leaf"), lab.ca, wish)
+    tbs = whole.certificate.tbs_certificate_bytes
+    info, direct = signer_info(whole), signer_info(lab.direct)
+    for number, at in enumerate(elements(tbs)):
+        for what, change in CHANGES.items():
+            odd = resigned(whole, lab.ca, changed(tbs, at, change))
+            name = f"certificate, element {number}: {what}"
+            if len(odd) < _LARGEST:
+                yield f"{name}, signer", signed_data(info, inside=[odd])
+                yield f"{name}, unrelated", signed_data(direct, inside=[odd])
+    places = [at for at in elements(tbs) if tbs[at] == 0x17]
+    for name, (tag, text) in _DATES.items():
+        date = tlv(tag, text)
+        for which, at in zip(("from", "until"), places, strict=True):
+
+            def replace(_tag: int, _body: bytes, date: bytes = date) -> bytes:
+                return date
+
+            odd = resigned(whole, lab.ca, changed(tbs, at, replace))
+            yield f"certificate valid {which} {name}", signed_data(info, inside=[odd])
 
 
 def damaged(lab: Lab) -> dict[str, Case]:
@@ -502,8 +592,9 @@ def damaged(lab: Lab) -> dict[str, Case]:
         "unsigned": signed_data(signer_info(lab.direct, unsigned=tlv(0xA1, attribute("1.2.3", NULL)))),
         "ECDSA": signed_data(signer_info(lab.ec_leaf), inside=[lab.ec_leaf]),
     }
-    return {
+    found = {
         f"damaged {name}": Case(trailer(message))
         for base, whole in bases.items()
         for name, message in mutations(base, whole)
     }
+    return found | {name: Case(trailer(message)) for name, message in _changed_certificates(lab)}

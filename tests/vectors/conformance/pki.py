@@ -10,10 +10,12 @@ from functools import cache
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, mldsa, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from tests.vectors.generate import PrivateKey as ClassicKey
+from tests.vectors.generate import sequence, tlv
 
 MldsaKey = mldsa.MLDSA44PrivateKey | mldsa.MLDSA65PrivateKey | mldsa.MLDSA87PrivateKey
 PrivateKey = ClassicKey | MldsaKey
@@ -124,7 +126,11 @@ class Wish:
     cert_sign: bool | None = None
     days: tuple[int, int] = (-1, 900)
     serial: int | None = None
+    raw_akid: bytes = b""
     extra: tuple[x509.ExtensionType, ...] = field(default=())
+
+
+_AKID = x509.ObjectIdentifier("2.5.29.35")
 
 
 def name_of(text: str) -> x509.Name:
@@ -172,7 +178,8 @@ def issue(name: str, key: PrivateKey, issuer: Party | None = None, wish: Wish | 
     )
     extensions: list[tuple[x509.ExtensionType | None, bool]] = [
         (x509.SubjectKeyIdentifier(skid) if wish.skid else None, False),
-        (None if issuer is None else _authority(issuer, wish.akid), False),
+        (None if issuer is None or wish.raw_akid else _authority(issuer, wish.akid), False),
+        (x509.UnrecognizedExtension(_AKID, wish.raw_akid) if wish.raw_akid else None, False),
         (None if wish.ca is None else x509.BasicConstraints(wish.ca, None), True),
         (None if wish.cert_sign is None else _usage(cert_sign=wish.cert_sign), True),
         *((one, False) for one in wish.extra),
@@ -183,6 +190,22 @@ def issue(name: str, key: PrivateKey, issuer: Party | None = None, wish: Wish | 
     signer = key if issuer is None else issuer.key
     plain = isinstance(signer, MldsaKey)
     return Party(key, builder.sign(signer, None if plain else HASHES[wish.digest]))  # type: ignore[arg-type]
+
+
+@asn1.sequence
+class _Outer:
+    """A certificate, as far as it is taken apart here."""
+
+    tbs: asn1.TLV
+    algorithm: asn1.TLV
+    signature: asn1.BitString
+
+
+def resigned(party: Party, issuer: Party, tbs: bytes) -> bytes:
+    """The certificate with another signed part, signed over SHA-256."""
+    algorithm = asn1.decode_der(_Outer, party.der).algorithm
+    value = sign(issuer.key, tbs, "sha256")
+    return sequence(tbs, tlv(0x30, bytes(algorithm.data)), tlv(0x03, b"\x00", value))
 
 
 _PADDING = x509.ObjectIdentifier("2.25.1")

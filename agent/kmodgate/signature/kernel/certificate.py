@@ -292,7 +292,7 @@ _GENERAL_NAME = choice(
     leaf(0x87),
     leaf(0x88),
 )
-# Before 5.13 each alternative was tagged explicitly around the type it holds.
+# Once each alternative was tagged explicitly around the type it holds.
 _GENERAL_NAME_OLD = choice(
     group(0xA0, anything()),
     group(0xA1, leaf(0x16)),
@@ -328,7 +328,7 @@ def parse_certificate(der: bytes, profile: KernelProfile) -> Certificate:
     fields = _Fields(der, profile)
     decode(_CERTIFICATE, fields, der)
     if fields.authority is not None:
-        program = _AUTHORITY_OLD if profile.matches_key_algorithm else _AUTHORITY
+        program = _AUTHORITY_OLD if profile.explicit_names else _AUTHORITY
         decode(program, fields, fields.authority)
     certificate = Certificate(der, fields)
     signature = certificate.signature
