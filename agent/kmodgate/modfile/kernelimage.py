@@ -12,13 +12,13 @@ Sources: ``Documentation/arch/x86/boot.rst`` (protocol 2.08, Linux 2.6.26, for t
 from __future__ import annotations
 
 import bz2
-import io
 import lzma
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final, Protocol
 
 from kmodgate.errors import ImageError
@@ -172,7 +172,7 @@ def _unlz4(data: memoryview, limit: _Limit) -> bytes:
 
 def _join(chunks: Iterator[bytes], limit: _Limit) -> bytes:
     """All chunks; grows in place, so that they are never held twice."""
-    found = io.BytesIO()
+    found = BytesIO()
     shown = 0
     for chunk in chunks:
         if found.tell() + len(chunk) > limit.most:
