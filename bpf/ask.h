@@ -70,14 +70,17 @@ static __noinline void kmg_ask(struct kmg_load *load)
 	bpf_ringbuf_submit(q, BPF_RB_FORCE_WAKEUP);
 }
 
-/* KMG_VERIFICATION_NOT_YET when nothing valid is known of the digest. */
-static __always_inline __u32 kmg_known(const __u8 *digest)
+/* KMG_VERIFICATION_NOT_YET when nothing valid is known of the load's digest. */
+static __always_inline __u32 kmg_known(struct kmg_load *load)
 {
-	struct kmg_answer *answer = bpf_map_lookup_elem(&answers, digest);
+	struct kmg_answer *answer = bpf_map_lookup_elem(&answers, load->event.digest);
 	struct kmg_control *c = kmg_control();
 
 	if (!answer || !c || answer->trust_generation != c->trust_generation)
 		return KMG_VERIFICATION_NOT_YET;
+	/* A compressed file is no module: it can only load as what it unpacks to. */
+	if (load->as_read && answer->contents)
+		return answer->contents;
 	return answer->verification;
 }
 
@@ -105,7 +108,7 @@ static long kmg_wait_turn(__u32 turn, struct kmg_wait *wait)
 	struct kmg_load *load = wait->load;
 	/* Before the look-up by digest: the agent stores the answer first, then "done". */
 	bool done_with = bpf_map_lookup_elem(&done, &load->event.question);
-	__u32 verification = kmg_known(load->event.digest);
+	__u32 verification = kmg_known(load);
 
 	if (verification == KMG_VERIFICATION_NOT_YET) {
 		if (done_with)
@@ -130,7 +133,7 @@ static long kmg_wait_round(__u32 round, struct kmg_wait *wait)
 
 /*
  * The verification state of the load's digest, waiting for the agent if it may know soon.
- * Spins: locked_down may not sleep.
+ * Spins: neither locked_down nor the hooks behind a read may sleep.
  */
 static __noinline __u32 kmg_verification(struct kmg_load *load)
 {
@@ -138,7 +141,7 @@ static __noinline __u32 kmg_verification(struct kmg_load *load)
 	struct kmg_wait wait = { .load = load };
 	__u64 start;
 
-	wait.verification = kmg_known(load->event.digest);
+	wait.verification = kmg_known(load);
 	if (wait.verification != KMG_VERIFICATION_NOT_YET)
 		return wait.verification;
 	if (!c || !kmg_agent_alive(c))

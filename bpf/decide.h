@@ -35,9 +35,11 @@ static __always_inline struct kmg_control *kmg_control(void)
 }
 
 /* Twin: table_index() in agent/kmodgate/policy.py. */
-static __always_inline __u32 kmg_table_index(__u32 api, __u32 origin, __u32 verification)
+static __always_inline __u32 kmg_table_index(__u32 stage, __u32 api, __u32 origin, __u32 verification)
 {
-	return (api * KMG_ORIGIN_COUNT + origin) * KMG_VERIFICATION_SLOTS + verification;
+	__u32 row = (stage * KMG_API_COUNT + api) * KMG_ORIGIN_COUNT + origin;
+
+	return row * KMG_VERIFICATION_SLOTS + verification;
 }
 
 /*
@@ -55,7 +57,7 @@ static __always_inline int kmg_hook_result(const struct kmg_decision *decision)
 	return result;
 }
 
-/* What one generation of the table says of a load now, and what it would say if trusted. */
+/* What one generation of the table says of a load now, and what it would say if the kernel trusts it. */
 struct kmg_ruling {
 	struct kmg_decision now;
 	struct kmg_decision trusted;
@@ -74,15 +76,17 @@ static __always_inline void kmg_refuse(struct kmg_decision *decision)
  * for; when that is not the one in force, the agent was writing meanwhile: look again. A
  * program that finds no stable table in three tries refuses.
  */
-static __noinline void kmg_decide(__u32 api, __u32 origin, __u32 verification, struct kmg_ruling *ruling)
+static __noinline void kmg_decide(__u32 stage, __u32 api, __u32 origin, __u32 verification,
+				  struct kmg_ruling *ruling)
 {
 	struct kmg_control *c = kmg_control();
 
 	for (int attempt = 0; c && attempt < 3; attempt++) {
 		__u64 generation = *(volatile __u64 *)&c->generation;
 		__u32 base = (generation % KMG_TABLE_COPIES) * KMG_TABLE_SIZE;
-		__u32 now_at = base + kmg_table_index(api, origin, verification);
-		__u32 trusted_at = base + kmg_table_index(api, origin, KMG_VERIFICATION_KERNEL_TRUSTED);
+		__u32 now_at = base + kmg_table_index(stage, api, origin, verification);
+		__u32 trusted_at = base + kmg_table_index(KMG_STAGE_SIGNATURE, api, origin,
+							  KMG_VERIFICATION_KERNEL_TRUSTED);
 		struct kmg_decision *now = bpf_map_lookup_elem(&decisions, &now_at);
 		struct kmg_decision *trusted = bpf_map_lookup_elem(&decisions, &trusted_at);
 

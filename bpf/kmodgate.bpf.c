@@ -5,6 +5,9 @@
  *   kernel_read_file, kernel_load_data   a load begins: what the origin alone decides is
  *                                        decided; a file from elsewhere is put to the agent,
  *                                        which verifies while the kernel reads and checks
+ *   kernel_post_read_file,               only where the table asks for the bytes of every load
+ *   kernel_post_load_data                (revocations; the kernel's keyrings not trusted):
+ *                                        digest, look-up, bounded wait, verdict
  *   module_sig_check (entry)             notes where the decompressed bytes are
  *   locked_down                          the kernel found no trusted signature and would go
  *                                        on: digest, look-up, bounded wait, verdict
@@ -12,7 +15,8 @@
  *   module_load                          notes that it got in
  *   end of the system call               counts what nobody refused, tells the agent
  *
- * A module that the kernel's keyrings trust passes no digest, no agent and no wait.
+ * Unless the table asks for every load's bytes, a module that the kernel's keyrings trust
+ * passes no digest, no agent and no wait.
  * Only LSM programs refuse. The tracing programs note facts: the kernel may skip them
  * (recursion guard), and a load with a fact missing is refused, not let in.
  */
@@ -24,6 +28,7 @@
 #include "count.h"
 #include "decide.h"
 #include "facts.h"
+#include "judge.h"
 #include "load.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -36,7 +41,8 @@ static __always_inline int kmg_first_look(struct kmg_load *load, bool *pending)
 {
 	struct kmg_ruling ruling;
 
-	kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET,
+		   &ruling);
 	load->trusted = ruling.trusted;
 	*pending = ruling.now.verdict == KMG_VERDICT_PENDING;
 	/* An allow is not final: the kernel may still refuse. It is counted at the end. */
@@ -60,7 +66,7 @@ static __noinline int kmg_without_state(enum kmg_api api, enum kmg_origin origin
 	struct kmg_ruling ruling;
 	__u8 one = 1;
 
-	kmg_decide(api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
 	if (!bpf_map_lookup_elem(&stateless, &task)) {
 		bpf_map_update_elem(&stateless, &task, &one, BPF_ANY);
 		kmg_stat(api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT : KMG_STAT_ATTEMPTS_INIT);
@@ -101,8 +107,12 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 	load->event.path_length = length < 0 ? 0 : length;
 
 	answer = kmg_first_look(load, &pending);
-	/* On the pinned root most modules are the kernel's own: ask only if it says no. */
-	if (pending && load->event.origin != KMG_ORIGIN_PINNED_ROOT && c && kmg_agent_alive(c)) {
+	/*
+	 * On the pinned root most modules are the kernel's own: ask only if it says no, unless
+	 * every load needs an answer.
+	 */
+	if (pending && c && (c->every_load || load->event.origin != KMG_ORIGIN_PINNED_ROOT) &&
+	    kmg_agent_alive(c)) {
 		kmg_ask(load);
 		if (c->wait_asleep)
 			kmg_wait_asleep(load);
@@ -140,6 +150,50 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 	return answer;
 }
 
+/* The bytes are there, and the kernel has not looked at them yet. */
+static __noinline int kmg_bytes_read(__u32 api, __u64 address, __u64 length)
+{
+	__u32 origin = api == KMG_API_FINIT_MODULE ? KMG_ORIGIN_OTHER_FILESYSTEM : KMG_ORIGIN_MEMORY;
+	struct kmg_load *load = kmg_load_current();
+	struct kmg_ruling ruling;
+
+	if (!load) {
+		/* Nothing was remembered of its first hook: refuse it where bytes are judged. */
+		kmg_decide(KMG_STAGE_BYTES, api, origin, KMG_VERIFICATION_NOT_YET, &ruling);
+		return ruling.now.verdict == KMG_VERDICT_PENDING ? kmg_without_state(api, origin) : 0;
+	}
+	if (load->probe) {
+		kmg_stat(KMG_STAT_PROBE_BYTES);
+		return 0; /* on to locked_down, which it is to prove as well */
+	}
+	return kmg_judge(load, address, length);
+}
+
+/* Since 7.0 a compressed file comes twice, the second time unpacked and as READING_MODULE. */
+SEC("lsm/kernel_post_read_file")
+int BPF_PROG(kmg_post_read_file, struct file *file, char *buf, loff_t size, enum kernel_read_file_id id,
+	     int ret)
+{
+	struct kmg_control *c = kmg_control();
+
+	if (ret || !c || !c->every_load ||
+	    id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE))
+		return ret;
+	return kmg_bytes_read(KMG_API_FINIT_MODULE, (__u64)buf, size);
+}
+
+SEC("lsm/kernel_post_load_data")
+int BPF_PROG(kmg_post_load_data, char *buf, loff_t size, enum kernel_load_data_id id, char *description,
+	     int ret)
+{
+	struct kmg_control *c = kmg_control();
+
+	if (ret || !c || !c->every_load ||
+	    id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
+		return ret;
+	return kmg_bytes_read(KMG_API_INIT_MODULE, (__u64)buf, size);
+}
+
 SEC("fentry/module_sig_check")
 int BPF_PROG(kmg_signature_entry, struct load_info *info, int flags)
 {
@@ -170,25 +224,14 @@ int BPF_PROG(kmg_signature_exit, struct load_info *info, int flags, int ret)
 /* What is known of the signature of a module that the kernel's keyrings do not trust. */
 static __always_inline __u32 kmg_verify(struct kmg_load *load)
 {
-	struct kmg_control *c = kmg_control();
-
 	/* Noted for this check alone: whatever comes later must note it again. */
-	if (!load->noted || !c)
+	if (!load->noted)
 		return KMG_VERIFICATION_STATE_MISSING;
 	load->noted = 0;
 	/* The kernel takes such a module for unsigned, whatever is appended to it. */
 	if (load->event.flags & (MODULE_INIT_IGNORE_MODVERSIONS | MODULE_INIT_IGNORE_VERMAGIC))
 		return KMG_VERIFICATION_IGNORE_FLAGS;
-	if (load->length > c->max_size)
-		return KMG_VERIFICATION_TOO_LARGE;
-	if (kmg_sha256(&load->sha256, load->image, load->length, load->event.digest)) {
-		kmg_stat(KMG_STAT_READ_FAILED);
-		return KMG_VERIFICATION_STATE_MISSING;
-	}
-	load->event.has_digest = 1;
-	if (load->probe)
-		return KMG_VERIFICATION_UNSIGNED;
-	return kmg_verification(load);
+	return kmg_look_up(load, load->image, load->length);
 }
 
 /*
@@ -198,6 +241,7 @@ static __always_inline __u32 kmg_verify(struct kmg_load *load)
 SEC("lsm/locked_down")
 int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 {
+	struct kmg_control *c = kmg_control();
 	struct kmg_ruling ruling;
 	struct kmg_load *load;
 	__u32 verification;
@@ -212,18 +256,25 @@ int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
 	if (load->probe && load->noted)
 		kmg_stat(KMG_STAT_PROBE_SIGNATURE);
+	/* The bytes were read before the table asked for them. */
+	if (c && c->every_load && load->noted && !load->judged && !load->probe) {
+		answer = kmg_judge(load, load->image, load->length);
+		if (answer)
+			return answer;
+	}
 	start = bpf_ktime_get_ns();
 
 	/*
 	 * The policy may have changed since the first hook: ask it again from the start, so
 	 * that the load is judged by one policy as a whole.
 	 */
-	kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, KMG_VERIFICATION_NOT_YET,
+		   &ruling);
 	verification = KMG_VERIFICATION_NOT_YET;
 	load->trusted = ruling.trusted;
 	if (ruling.now.verdict == KMG_VERDICT_PENDING) {
 		verification = kmg_verify(load);
-		kmg_decide(load->event.api, load->event.origin, verification, &ruling);
+		kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, verification, &ruling);
 		/* PENDING was the last word only if the policy changed just now: it is old. */
 		if (ruling.now.verdict == KMG_VERDICT_PENDING)
 			kmg_refuse(&ruling.now);
@@ -233,11 +284,12 @@ int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 		return load->probe ? -EKEYREJECTED : 0;
 	}
 	answer = kmg_load_decide(load, &ruling.now, verification);
-	load->event.decision_time = bpf_ktime_get_ns() - start;
+	start = bpf_ktime_get_ns() - start;
+	load->event.decision_time += start;
 	if (load->probe)
 		/* It never gets further than this, whatever the policy would let in. */
 		return answer ? answer : -EKEYREJECTED;
-	kmg_observe(KMG_HISTOGRAM_DECISION, load->event.decision_time);
+	kmg_observe(KMG_HISTOGRAM_DECISION, start);
 	return answer;
 }
 
@@ -275,6 +327,27 @@ static __always_inline enum kmg_reason kmg_kernel_reason(__s32 result)
 	}
 }
 
+/*
+ * A load that no hook refused, under a table that does not trust the kernel's keyrings: its
+ * bytes were not judged because another table was in force by then. That one has the say.
+ */
+static __always_inline void kmg_reconsider(struct kmg_load *load)
+{
+	struct kmg_ruling ruling;
+
+	if (load->trusted.verdict != KMG_VERDICT_DENY)
+		return;
+	kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, KMG_VERIFICATION_KERNEL_TRUSTED,
+		   &ruling);
+	load->trusted = ruling.now;
+	if (ruling.now.verdict != KMG_VERDICT_DENY)
+		return;
+	/* And the first one again since: no table let it in, and it is too late to refuse. */
+	load->trusted.verdict = KMG_VERDICT_PENDING;
+	if (load->event.loaded)
+		kmg_stat(KMG_STAT_LOADED_UNSEEN);
+}
+
 /* The verdict on a load that kmodgate itself did not decide. */
 static __always_inline void kmg_conclude(struct kmg_load *load, __s32 result)
 {
@@ -288,12 +361,16 @@ static __always_inline void kmg_conclude(struct kmg_load *load, __s32 result)
 	else if (!load->checked && !event->loaded && (result == -EPERM || result == -EACCES))
 		reason = KMG_REASON_OTHER_SECURITY_MODULE;
 	else if (load->checked || event->loaded || !result) {
+		kmg_reconsider(load);
+		event->generation = load->trusted.generation;
 		event->verdict = load->trusted.verdict;
 		event->reason = load->trusted.reason;
-		if (load->trusted.reason == KMG_REASON_TRUSTED_SIGNATURE)
-			event->verification = KMG_VERIFICATION_KERNEL_TRUSTED;
-		else
+		event->verification = load->read_verification;
+		if (load->trusted.reason != KMG_REASON_TRUSTED_SIGNATURE ||
+		    load->read_verification == KMG_VERIFICATION_TRUSTED)
 			event->by = KMG_BY_KMODGATE;
+		else
+			event->verification = KMG_VERIFICATION_KERNEL_TRUSTED;
 	}
 	if (reason != KMG_REASON_NONE) {
 		event->verdict = KMG_VERDICT_DENY;
@@ -430,6 +507,7 @@ int kmg_introduce(struct kmg_introduction *args)
 struct kmg_types {
 	enum kmg_api api;
 	enum kmg_origin origin;
+	enum kmg_stage stage;
 	enum kmg_verdict verdict;
 	enum kmg_by by;
 	enum kmg_reason reason;

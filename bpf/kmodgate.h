@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define KMG_ABI 1
+#define KMG_ABI 2
 
 #define KMG_PATH_LEN 512 /* bytes of path that an event can carry, NUL included */
 #define KMG_NAME_LEN 56 /* MODULE_NAME_LEN on 64-bit, include/linux/moduleparam.h */
@@ -33,6 +33,13 @@ enum kmg_origin {
 	KMG_ORIGIN_OTHER_FILESYSTEM = 1,
 	KMG_ORIGIN_MEMORY = 2,
 	KMG_ORIGIN_COUNT,
+};
+
+/* The point of a load at which the table is consulted. */
+enum kmg_stage {
+	KMG_STAGE_SIGNATURE = 0, /* first hook; again where the kernel found no signature it trusts */
+	KMG_STAGE_BYTES = 1, /* the bytes were read, the kernel has not checked them yet */
+	KMG_STAGE_COUNT,
 };
 
 enum kmg_verdict {
@@ -121,6 +128,7 @@ enum kmg_stat {
 	KMG_STAT_PROBE_SIGNATURE = 14, /* self-probe reached locked_down with its bytes noted */
 	KMG_STAT_PROBE_EXIT = 15, /* self-probe reached the end of the system call */
 	KMG_STAT_REDECIDED = 16, /* the policy changed under a load: counted under both verdicts */
+	KMG_STAT_PROBE_BYTES = 17, /* self-probe reached kernel_post_load_data while bytes are judged */
 	KMG_STAT_COUNT,
 };
 
@@ -142,7 +150,7 @@ enum kmg_histogram {
 
 /* Position in one copy of the `decisions` map. */
 #define KMG_VERIFICATION_SLOTS 32
-#define KMG_TABLE_SIZE (KMG_API_COUNT * KMG_ORIGIN_COUNT * KMG_VERIFICATION_SLOTS)
+#define KMG_TABLE_SIZE (KMG_STAGE_COUNT * KMG_API_COUNT * KMG_ORIGIN_COUNT * KMG_VERIFICATION_SLOTS)
 #define KMG_TABLE_COPIES 2
 
 struct kmg_decision {
@@ -170,6 +178,12 @@ struct kmg_control {
 	 * at the first hook, or the kernel would log a refusal for each.
 	 */
 	__u32 kernel_refuses;
+	/*
+	 * 1: the table may ask for the bytes of every load. A hint that saves the look-up where it
+	 * does not; on before such a table is in force, off after it.
+	 */
+	__u32 every_load;
+	__u32 padding;
 };
 
 /* A question to the agent: verify what this task is about to load. */
@@ -191,7 +205,7 @@ struct kmg_question {
 struct kmg_answer {
 	__u64 trust_generation;
 	__u32 verification;
-	__u32 padding;
+	__u32 contents; /* the same of what the file unpacks to, 0 where it is not compressed */
 };
 
 /* One load, as it is told to the agent when the system call ends. */
@@ -224,7 +238,11 @@ struct kmg_event {
 	__u8 has_digest;
 	__u8 loaded; /* the module_load tracepoint was seen */
 	__u8 padding[4];
-	__u8 digest[KMG_DIGEST_LEN]; /* SHA-256 of the decompressed file with its signature */
+	/*
+	 * SHA-256 of the decompressed file with its signature; of the compressed one where a load
+	 * was refused before the kernel unpacked it.
+	 */
+	__u8 digest[KMG_DIGEST_LEN];
 	char comm[KMG_COMM_LEN];
 	char fstype[KMG_FSTYPE_LEN];
 	char module[KMG_NAME_LEN];

@@ -17,11 +17,16 @@ struct kmg_load {
 	struct kmg_decision trusted; /* the decision in case the kernel's keyrings trust it */
 	__u64 image; /* kernel address and length of the decompressed module, noted at the */
 	__u64 length; /* entry of module_sig_check, valid while it runs */
+	__u64 read_address; /* of the bytes that event.digest belongs to, when they were judged */
+	__u64 read_length;
+	__u32 read_verification; /* what was known of them then */
 	__s32 signature_result; /* what module_sig_check returned */
 	__u8 active; /* between first hook and end */
 	__u8 decided; /* by kmodgate, and counted */
 	__u8 noted; /* image, length and flags are valid */
 	__u8 checked; /* signature_result is valid */
+	__u8 judged; /* the bytes were judged as they were read */
+	__u8 as_read; /* the digest is of bytes that the kernel may unpack yet */
 	__u8 probe; /* the agent's self-probe: judged, neither counted nor told */
 	struct kmg_sha256 sha256;
 };
@@ -66,6 +71,10 @@ static __always_inline struct kmg_load *kmg_load_begin(enum kmg_api api)
 	load->decided = 0;
 	load->noted = 0;
 	load->checked = 0;
+	load->judged = 0;
+	load->as_read = 0;
+	load->read_address = 0;
+	load->read_verification = KMG_VERIFICATION_NOT_YET;
 	load->probe = c && c->probe && c->probe == bpf_get_current_pid_tgid();
 	load->active = 1;
 	load->event.api = api;

@@ -91,7 +91,9 @@ class Agent:
             watcher = stack.enter_context(ConfigWatcher([self._config_path]))
             with self._timed("config"):
                 facts = read_facts(self._paths)
-                self._settings = read_settings(self._config_path, self._flag, facts, self._labels)
+                self._settings = read_settings(
+                    self._config_path, self._flag, facts, self._labels, self._paths
+                )
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
             watcher.watch(self._watched())
             with self._timed("telemetry"):
@@ -122,9 +124,11 @@ class Agent:
         yield
         self._timings[name] = time.perf_counter() - start
 
+    def _read(self, facts: NodeFacts) -> Settings:
+        return read_settings(self._config_path, self._flag, facts, self._labels, self._paths)
+
     def _watched(self) -> list[Path]:
-        trust = self._settings.config.trust
-        return [self._config_path, *trust.certificates, *trust.revoked]
+        return [self._config_path, *self._settings.config.trust.files]
 
     # --- start --------------------------------------------------------------------------
 
@@ -201,7 +205,7 @@ class Agent:
             if required and moment.timestamp() > now
         ]
         self._trust_until = min(ends, default=math.inf)
-        return Trust(settings.trust, backend.trust_generation, required)
+        return Trust(settings.trust, backend.trust_generation, required, settings.profile)
 
     def _publish(self, backend: BpfBackend) -> None:
         """Put the policy in force, and say so."""
@@ -353,7 +357,8 @@ class Agent:
         """
         old = self._settings
         try:
-            new = read_settings(self._config_path, self._flag, read_facts(self._paths), self._labels)
+            facts = read_facts(self._paths)
+            new = self._read(facts)
             self._apply(backend, old, new)
         except KmodgateError as error:
             self._settings = old

@@ -30,7 +30,7 @@ from .model import Api, ModuleInfo, SignatureReport, SignatureStatus, Verificati
 from .modfile import decompress, modinfo
 from .modfile.decompress import BytesLike
 from .policy import verification_of
-from .signature import TrustStore, report
+from .signature import LATEST, KernelProfile, TrustStore, report
 from .telemetry.metrics import QuestionOutcome
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,14 @@ class Asked:
 class AnswerSink(Protocol):
     """What takes the answers: a hook backend."""
 
-    def answer(self, digest: bytes, verification: Verification, trust_generation: int) -> None:
-        """Store what is known of a digest."""
+    def answer(
+        self,
+        digest: bytes,
+        verification: Verification,
+        trust_generation: int,
+        contents: Verification = Verification.NOT_YET,
+    ) -> None:
+        """Store what is known of a digest, and of what it unpacks to if it is compressed."""
 
     def done(self, question: int) -> None:
         """End the wait for a question."""
@@ -83,6 +89,7 @@ class Trust:
     store: TrustStore
     generation: int
     require_validity: bool = False
+    profile: KernelProfile = LATEST
 
 
 class Answerer:
@@ -212,30 +219,59 @@ class Answerer:
         data = self._read_file(asked) if asked.api is Api.FINIT_MODULE else self._read_memory(asked)
         if data is None:
             return QuestionOutcome.TOO_LARGE
-        outcome = self._judge(data)
-        if asked.api is Api.FINIT_MODULE:
-            # With MODULE_INIT_COMPRESSED_FILE the kernel decompresses first; without it the
-            # bytes stand as they are. The flags are not known yet, so both are answered.
-            try:
-                plain = decompress(data, max_size=self.max_size)
-            except ModuleFormatError as error:
-                log.debug("question %d: %s", asked.id, error)
-                return outcome
-            if plain is not data:
-                outcome = self._judge(plain)
-        return outcome
-
-    def _judge(self, data: BytesLike) -> QuestionOutcome:
-        start = time.perf_counter()
         with self._lock:
             trust = self._trust
-        found = report(data, trust.store, now=datetime.now(UTC), require_validity=trust.require_validity)
-        digest = bytes.fromhex(found.sha256) if found.sha256 else hashlib.sha256(data).digest()
-        self._sink.answer(digest, verification_of(found), trust.generation)
+        found = self._verify(data, trust)
+        # With MODULE_INIT_COMPRESSED_FILE the kernel unpacks a file, without it the bytes stand as
+        # they are; those from memory always do. The flags are not known here: both are answered.
+        # A packed file's answer says what it unpacks to, whoever asked, or a load that the kernel
+        # will unpack would pass for the harmless thing that the bytes are by themselves.
+        try:
+            plain = decompress(data, max_size=self.max_size)
+        except ModuleFormatError as error:
+            log.debug("question %d: %s", asked.id, error)
+            too_large = error.errno_name == "EFBIG"
+            contents = Verification.TOO_LARGE if too_large else Verification.UNREADABLE
+            return self._tell(data, found, trust, contents=contents)
+        if plain is data:
+            return self._tell(data, found, trust)
+        inner = self._verify(plain, trust)
+        if found.status is SignatureStatus.REVOKED:
+            detail = f"{found.detail}, as it lies there compressed"
+            inner = replace(inner, status=found.status, errno=found.errno, trusted_by=None, detail=detail)
+        inner = replace(inner, module=_names(plain))
+        told = self._tell(plain, inner, trust) if asked.api is Api.FINIT_MODULE else None
+        outcome = self._tell(data, found, trust, contents=verification_of(inner), shown=inner)
+        return told or outcome
+
+    def _verify(self, data: BytesLike, trust: Trust) -> SignatureReport:
+        start = time.perf_counter()
+        found = report(
+            data,
+            trust.store,
+            now=datetime.now(UTC),
+            require_validity=trust.require_validity,
+            profile=trust.profile,
+        )
         self._observe(time.perf_counter() - start)
+        return found if found.sha256 else replace(found, sha256=hashlib.sha256(data).hexdigest())
+
+    def _tell(
+        self,
+        data: BytesLike,
+        found: SignatureReport,
+        trust: Trust,
+        *,
+        contents: Verification = Verification.NOT_YET,
+        shown: SignatureReport | None = None,
+    ) -> QuestionOutcome:
+        """Answer for a digest, and remember the report; ``shown`` is one to be remembered instead."""
+        digest = bytes.fromhex(found.sha256 or "")
+        self._sink.answer(digest, verification_of(found), trust.generation, contents)
+        shown = shown or replace(found, module=_names(data))
         with self._lock:
             if trust is self._trust:
-                self._reports[digest] = replace(found, module=_names(data))
+                self._reports[digest] = shown
                 self._reports.move_to_end(digest)
                 while len(self._reports) > _REPORTS:
                     self._reports.popitem(last=False)

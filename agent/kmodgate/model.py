@@ -77,6 +77,18 @@ class Origin(IntEnum):
         return self.name.lower()
 
 
+class Stage(IntEnum):
+    """The point of a load at which the table is consulted. Twin: ``enum kmg_stage``.
+
+    ``SIGNATURE``: the first hook, and again where the kernel has found no signature that it
+    trusts. ``BYTES``: the bytes have been read, and the kernel has not checked them yet; an
+    allow there means "nothing against it so far".
+    """
+
+    SIGNATURE = 0
+    BYTES = 1
+
+
 class Verdict(IntEnum):
     """The answer to one load. Twin: ``enum kmg_verdict``.
 
@@ -271,6 +283,9 @@ class EffectivePolicy:
             node type; ignored under ENFORCE, which excludes modules from LoadPin).
         pinned_root_exempt: under ENFORCE, files on the pinned root need no signature.
         failure_policy: what happens to loads that need an absent agent.
+        kernel_keyrings: under ENFORCE, what the kernel's own keyrings trust is trusted.
+        revocations: something is revoked, so every load that the policy would let in must be
+            looked up, whatever the kernel's keyrings say.
     """
 
     policy: Policy
@@ -278,6 +293,8 @@ class EffectivePolicy:
     load_pin: bool
     pinned_root_exempt: bool = False
     failure_policy: FailurePolicy = FailurePolicy.FAIL
+    kernel_keyrings: bool = True
+    revocations: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +304,7 @@ class LoadFacts:
     api: Api
     origin: Origin
     verification: Verification
+    stage: Stage = Stage.SIGNATURE
 
 
 @dataclass(frozen=True, slots=True)

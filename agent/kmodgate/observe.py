@@ -96,6 +96,11 @@ class Observer:
         digest = bytes(record.digest) if record.has_digest else None
         found = self._report_for(digest) if digest else None
         verification = Verification(record.verification)
+        status = _STATUS.get(verification)
+        # The report is of what the agent verified. Where something else decided (the kernel's
+        # keyrings, the bytes of a compressed file as they lie), it only names the signer.
+        told = verification is Verification.NOT_YET
+        decisive = found if found is not None and (told or found.status is status) else None
         policy = self._policies.get(record.generation) or next(reversed(self._policies.values()))
         has_file = record.api == Api.FINIT_MODULE
         module = os.fsdecode(abi.text(record.module)) or (
@@ -118,12 +123,12 @@ class Observer:
             device=(record.device >> 20, record.device & 0xFFFFF) if has_file else None,
             inode=record.inode if has_file else None,
             size=record.size,
-            sha256=digest.hex() if digest else None,
+            sha256=_sha256(digest, decisive),
             module=module,
             signer=found.signer if found else None,
-            trusted_by=found.trusted_by if found else _kernel(verification),
-            signature_status=found.status if found else _STATUS.get(verification),
-            signature_detail=found.detail if found else _DETAIL.get(verification),
+            trusted_by=decisive.trusted_by if decisive else _kernel(verification),
+            signature_status=decisive.status if decisive else status,
+            signature_detail=decisive.detail if decisive else _DETAIL.get(verification),
             pid=record.tgid,
             tid=record.tid,
             ppid=record.parent,
@@ -147,6 +152,13 @@ class Observer:
         except (OSError, ValueError, IndexError):
             return None
         return target if started == start_time // _TICK_NS else None
+
+
+def _sha256(digest: bytes | None, found: SignatureReport | None) -> str | None:
+    """Of the decompressed file, also where the programs saw only the compressed one."""
+    if digest is None:
+        return None
+    return found.sha256 if found is not None and found.sha256 is not None else digest.hex()
 
 
 def _kernel(verification: Verification) -> str | None:

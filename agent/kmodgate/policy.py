@@ -9,15 +9,19 @@ program can see. ``explain`` and the agent call ``evaluate`` too, so they cannot
 Order of the questions asked (the numbers stand again beside the code):
 
 1. Was the load revoked? Revocation wins over every policy.
-2. Does the policy ask for signatures?  If not, LoadPin alone decides, by origin.
-3. Is the pinned root exempt from signatures?
-4. What is known of the signature?
-5. Enforce or audit: an audit turns every refusal into ``WOULD_DENY``, reason unchanged.
+2. Does the origin decide? It does where the policy asks for no signatures (LoadPin), and where
+   the pinned root is exempt from them.
+3. Before the origin lets a load in: if anything is revoked, it must be known not to be this.
+4. Are the kernel's keyrings still to be asked, and are they trusted? Then what is known not to be
+   revoked goes on to them.
+5. What is known of the signature?
+6. Enforce or audit: an audit turns every refusal into ``WOULD_DENY``, reason unchanged.
 """
 
 from __future__ import annotations
 
 import errno
+from itertools import product
 from typing import Final
 
 from .model import (
@@ -32,14 +36,15 @@ from .model import (
     Reason,
     SignatureReport,
     SignatureStatus,
+    Stage,
     Verdict,
     Verification,
 )
 
 VERIFICATION_SLOTS: Final = 32
-"""Slots per (api, origin) in the table: a power of two above the last ``Verification``."""
+"""Slots per (stage, api, origin) in the table: a power of two above the last ``Verification``."""
 
-TABLE_SIZE: Final = len(Api) * len(Origin) * VERIFICATION_SLOTS
+TABLE_SIZE: Final = len(Stage) * len(Api) * len(Origin) * VERIFICATION_SLOTS
 """Entries of one compiled table. Twin: ``KMG_TABLE_SIZE``."""
 
 _PENDING: Final = Decision(Verdict.PENDING, Reason.NONE)
@@ -74,6 +79,14 @@ _ENFORCE: Final[dict[Verification, Decision]] = {
     Verification.STATE_MISSING: _deny(Reason.STATE_MISSING, errno.EKEYREJECTED),
 }
 
+# Whoever signed could be read and is not revoked; whether he is trusted is another question.
+_NOT_REVOKED: Final = frozenset(
+    {Verification.TRUSTED, Verification.UNTRUSTED_SIGNER, Verification.BAD_SIGNATURE}
+)
+
+# Nothing is known of the bytes, and no answer will come.
+_BLIND: Final = frozenset({Verification.TOO_LARGE, Verification.UNREADABLE, Verification.STATE_MISSING})
+
 # The agent did not answer: failurePolicy decides.
 _NO_ANSWER: Final[dict[Verification, Reason]] = {
     Verification.AGENT_AWAY: Reason.AGENT_UNAVAILABLE,
@@ -93,28 +106,58 @@ def evaluate(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
         and the policy needs to know more.
     """
     decision = _enforcing(policy, facts)
-    # Step 5.
+    # Step 6.
     if decision.verdict is Verdict.DENY and policy.mode is Mode.AUDIT:
         return Decision(Verdict.WOULD_DENY, decision.reason, decision.errno)
     return decision
 
 
 def _enforcing(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
+    verification = facts.verification
     # Step 1.
-    if facts.verification is Verification.REVOKED:
+    if verification is Verification.REVOKED:
         return _deny(Reason.REVOKED, errno.EKEYREJECTED)
     # Step 2.
+    by_origin = _by_origin(policy, facts)
+    if by_origin is not None:
+        # Step 3.
+        if by_origin.verdict is Verdict.ALLOW and policy.revocations:
+            return _unless_unknown(policy, verification, by_origin)
+        return by_origin
+    # Step 4.
+    if facts.stage is Stage.BYTES and policy.kernel_keyrings:
+        if not policy.revocations or verification in _NOT_REVOKED:
+            verification = Verification.KERNEL_TRUSTED
+    elif verification is Verification.KERNEL_TRUSTED and not policy.kernel_keyrings:
+        verification = Verification.UNTRUSTED_SIGNER
+    # Step 5.
+    if verification in _NO_ANSWER:
+        return _no_answer(policy, verification)
+    return _ENFORCE[verification]
+
+
+def _by_origin(policy: EffectivePolicy, facts: LoadFacts) -> Decision | None:
+    """What the origin alone decides; None where it is a matter of signatures."""
     if policy.policy is not Policy.ENFORCE:
         return _load_pin(policy, facts)
-    # Step 3.
     if policy.pinned_root_exempt and facts.origin is Origin.PINNED_ROOT:
         return _allow(Reason.PINNED_ROOT)
-    # Step 4.
-    if facts.verification in _NO_ANSWER:
-        if policy.failure_policy is FailurePolicy.IGNORE:
-            return _allow(Reason.FAILURE_POLICY_IGNORE)
-        return _deny(_NO_ANSWER[facts.verification], errno.EKEYREJECTED)
-    return _ENFORCE[facts.verification]
+    return None
+
+
+def _unless_unknown(policy: EffectivePolicy, verification: Verification, otherwise: Decision) -> Decision:
+    """``otherwise``, if enough is known to say that the load is not revoked."""
+    if verification in _NO_ANSWER:
+        return _no_answer(policy, verification)
+    if verification is Verification.NOT_YET or verification in _BLIND:
+        return _ENFORCE[verification]
+    return otherwise
+
+
+def _no_answer(policy: EffectivePolicy, verification: Verification) -> Decision:
+    if policy.failure_policy is FailurePolicy.IGNORE:
+        return _allow(Reason.FAILURE_POLICY_IGNORE)
+    return _deny(_NO_ANSWER[verification], errno.EKEYREJECTED)
 
 
 def _load_pin(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
@@ -130,7 +173,8 @@ def _load_pin(policy: EffectivePolicy, facts: LoadFacts) -> Decision:
 
 def table_index(facts: LoadFacts) -> int:
     """Position of a combination of facts in the table. Twin: ``kmg_table_index()``."""
-    return (int(facts.api) * len(Origin) + int(facts.origin)) * VERIFICATION_SLOTS + int(facts.verification)
+    row = (int(facts.stage) * len(Api) + int(facts.api)) * len(Origin) + int(facts.origin)
+    return row * VERIFICATION_SLOTS + int(facts.verification)
 
 
 def compile_table(policy: EffectivePolicy) -> tuple[Decision, ...]:
@@ -146,12 +190,19 @@ def compile_table(policy: EffectivePolicy) -> tuple[Decision, ...]:
     if fallback.verdict is Verdict.ALLOW:  # no restriction at all: nothing to guard
         fallback = _deny(Reason.STATE_MISSING, errno.EPERM)
     table = [fallback] * TABLE_SIZE
-    for api in Api:
-        for origin in Origin:
-            for verification in Verification:
-                facts = LoadFacts(api, origin, verification)
-                table[table_index(facts)] = evaluate(policy, facts)
+    for stage, api, origin, verification in product(Stage, Api, Origin, Verification):
+        facts = LoadFacts(api, origin, verification, stage)
+        table[table_index(facts)] = evaluate(policy, facts)
     return tuple(table)
+
+
+def judges_bytes(table: tuple[Decision, ...]) -> bool:
+    """Whether a compiled table asks for the bytes of loads that the kernel has not checked yet."""
+    return any(
+        table[table_index(LoadFacts(api, origin, Verification.NOT_YET, Stage.BYTES))].verdict
+        is Verdict.PENDING
+        for api, origin in product(Api, Origin)
+    )
 
 
 _STATES: Final = {

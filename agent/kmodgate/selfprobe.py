@@ -7,7 +7,7 @@ import errno
 from typing import Final
 
 from .hooks.bpf import ProbeResult
-from .model import Api, EffectivePolicy, LoadFacts, Origin, Verdict, Verification
+from .model import Api, EffectivePolicy, LoadFacts, Origin, Stage, Verdict, Verification
 from .policy import evaluate
 
 _PROBE: Final = (Api.INIT_MODULE, Origin.MEMORY)
@@ -34,6 +34,9 @@ def probe_problem(policy: EffectivePolicy, probe: ProbeResult, *, kernel_refuses
     refused_first = first.verdict is Verdict.DENY
     if not refused_first and not kernel_refuses and not probe.signature:
         return "the self-probe passed locked_down unseen, or its bytes were not noted"
+    judged = evaluate(policy, LoadFacts(*_PROBE, Verification.NOT_YET, Stage.BYTES))
+    if judged.verdict is Verdict.PENDING and not kernel_refuses and not probe.bytes_read:
+        return "the self-probe passed kernel_post_load_data unseen, where every load is to be looked up"
     expected = first.errno if refused_first else errno.EKEYREJECTED
     if probe.errno != expected:
         got, wanted = errno.errorcode.get(probe.errno, "0"), errno.errorcode[expected]

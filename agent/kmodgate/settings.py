@@ -8,17 +8,18 @@ reload alike.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import config as node_config
-from .config import BackendChoice, NodeConfig, to_effective_policy
+from .config import BackendChoice, KernelProfileChoice, NodeConfig, to_effective_policy
 from .errors import KmodgateError, NodeError
 from .model import EffectivePolicy, Policy
-from .node import NodeFacts, Severity, limits
-from .signature import Revocations, TrustStore
-from .truststore import load_trust
+from .node import NodeFacts, NodePaths, Severity, limits
+from .running import running_profile
+from .signature import LATEST, PROFILES, KernelProfile, TrustStore
+from .truststore import TrustFiles, read_trust
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,12 @@ class Settings:
     policy: EffectivePolicy
     trust: TrustStore
     trust_digest: bytes
+    profile: KernelProfile = LATEST
 
     @property
-    def trust_key(self) -> tuple[bytes, bool]:
+    def trust_key(self) -> tuple[bytes, bool, KernelProfile]:
         """Differs when an earlier answer may be wrong."""
-        return self.trust_digest, self.config.trust.require_validity
+        return self.trust_digest, self.config.trust.require_validity, self.profile
 
 
 def files_named(path: Path) -> list[Path]:
@@ -44,7 +46,7 @@ def files_named(path: Path) -> list[Path]:
         trust = node_config.load(path).trust
     except KmodgateError:
         return []
-    return [*trust.certificates, *trust.revoked]
+    return [*trust.files]
 
 
 def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> None:
@@ -63,15 +65,22 @@ def refuse_unimplemented(config: NodeConfig) -> None:
             f"{config.origin('backend')}: backend {config.backend} is not in this version; "
             f"write {BackendChoice.BPF_LSM}, or leave it out"
         )
-    if config.policy is Policy.ENFORCE and not config.trust.kernel_keyrings:
-        raise NodeError(
-            f"{config.origin('trust.kernelKeyrings')}: kernelKeyrings: false needs a digest of every load, "
-            "which this version does not take; leave it true"
-        )
+
+
+def profile_of_config(config: NodeConfig, paths: NodePaths | None = None) -> KernelProfile:
+    """The kernel profile that a config asks for; of the running kernel as a rule."""
+    choice = config.trust.kernel_profile
+    if choice is KernelProfileChoice.RUNNING:
+        return running_profile(paths)
+    return PROFILES[choice]
 
 
 def read_settings(
-    path: Path, flag: Policy | None, facts: NodeFacts, labels: Mapping[str, str] | None = None
+    path: Path,
+    flag: Policy | None,
+    facts: NodeFacts,
+    labels: Mapping[str, str] | None = None,
+    paths: NodePaths | None = None,
 ) -> Settings:
     """Read everything that the config names and check that this node can do it.
 
@@ -80,6 +89,7 @@ def read_settings(
         flag: the policy that a command line flag demands, or None.
         facts: what the node can do.
         labels: the node's labels, which pick its node pool; None when nobody told them.
+        paths: where the running kernel is looked at.
 
     Raises:
         KmodgateError: the first thing that is wrong, with place and remedy.
@@ -90,8 +100,9 @@ def read_settings(
     refuse_unlabelled(config, labels)
     config = node_config.resolve(config, labels or {})
     refuse_unimplemented(config)
-    policy = to_effective_policy(config)
-    trust, digest = load_trust(config.trust.certificates, config.trust.revoked)
+    files = read_trust(config.trust.certificates, config.trust.revoked, config.trust.revoked_certificates)
+    trust = files.store
+    policy = to_effective_policy(config, revocations=bool(trust.revocations))
     findings = limits(
         facts, policy, configured_certificates=bool(trust), kernel_keyrings=config.trust.kernel_keyrings
     )
@@ -102,10 +113,20 @@ def read_settings(
         log.warning("%s", finding.message)
     for warning in config.warnings:
         log.warning("%s", warning)
-    if trust.revocations != Revocations():
-        log.warning(
-            "revocations are looked up under %s, for modules that the kernel's own keyrings do not trust; "
-            "other loads are not checked against them",
-            Policy.ENFORCE,
+    for warning in _revocation_warnings(files):
+        log.warning("%s", warning)
+    return Settings(config, policy, trust, files.digest, profile_of_config(config, paths))
+
+
+def _revocation_warnings(files: TrustFiles) -> Iterator[str]:
+    if files.store.revocations:
+        yield (
+            "revocations: every load waits for the agent's answer, modules that the kernel's own keyrings "
+            "trust too; while the agent is away, failurePolicy decides"
         )
-    return Settings(config, policy, trust, digest)
+    for entry in files.unnamed:
+        yield (
+            f"revocation {entry}: the certificate that it stands for is in no file of this config, so it is "
+            "not seen in a module that names its signer by issuer and serial number only, as most do; add "
+            "the certificate to trust.revokedCertificates"
+        )

@@ -8,6 +8,7 @@ commands.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -18,24 +19,57 @@ from .signature import Revocations, TrustAnchor, TrustStore, load_certificates
 _MAX_BYTES: Final = 1 << 20
 
 
-def load_trust(certificates: Iterable[Path], revoked: Iterable[Path]) -> tuple[TrustStore, bytes]:
-    """Read certificates and revocations.
+@dataclass(frozen=True, slots=True)
+class TrustFiles:
+    """What certificate and revocation files hold.
 
-    Returns:
-        The store, and a digest of all that went into it: another digest, other anchors.
+    Attributes:
+        store: anchors and revocations.
+        digest: of all that went into it: another digest, other anchors.
+        unnamed: revocation entries for certificates that none of the files holds, see
+            ``Revocations.unnamed``.
+    """
+
+    store: TrustStore
+    digest: bytes
+    unnamed: tuple[str, ...]
+
+
+def read_trust(
+    certificates: Iterable[Path], revoked: Iterable[Path], revoked_certificates: Iterable[Path] = ()
+) -> TrustFiles:
+    """Read certificates and revocations.
 
     Raises:
         KmodgateError: a file that cannot be read or holds something else; it is named.
     """
-    anchors: list[TrustAnchor] = []
-    revocations: list[Revocations] = []
     mix = sha256()
-    for path in certificates:
+
+    def read(path: Path, role: bytes) -> bytes:
         data = read_regular_file(path, _MAX_BYTES)
-        anchors += load_certificates(data, str(path))
-        mix.update(b"anchor" + sha256(data).digest())
-    for path in revoked:
-        data = read_regular_file(path, _MAX_BYTES)
-        revocations.append(Revocations.parse(data.decode("utf-8", "replace"), str(path)))
-        mix.update(b"revoked" + sha256(data).digest())
-    return TrustStore(anchors, Revocations.merge(revocations)), mix.digest()
+        mix.update(role + sha256(data).digest())
+        return data
+
+    def anchors_in(paths: Iterable[Path], role: bytes) -> list[TrustAnchor]:
+        return [anchor for path in paths for anchor in load_certificates(read(path, role), str(path))]
+
+    anchors = anchors_in(certificates, b"anchor")
+    entries = Revocations.merge(
+        Revocations.parse(read(path, b"revoked").decode("utf-8", "replace"), str(path)) for path in revoked
+    )
+    named = anchors_in(revoked_certificates, b"certificate")
+    unnamed = entries.unnamed((one.certificate, one.skid) for one in [*anchors, *named])
+    revocations = Revocations.merge([entries, *map(_revocation_of, named)])
+    return TrustFiles(TrustStore(anchors, revocations), mix.digest(), unnamed)
+
+
+def load_trust(
+    certificates: Iterable[Path], revoked: Iterable[Path], revoked_certificates: Iterable[Path] = ()
+) -> tuple[TrustStore, bytes]:
+    """The store and the digest of ``read_trust``."""
+    found = read_trust(certificates, revoked, revoked_certificates)
+    return found.store, found.digest
+
+
+def _revocation_of(anchor: TrustAnchor) -> Revocations:
+    return Revocations.of_certificate(anchor.certificate, anchor.identity, anchor.skid)

@@ -55,6 +55,7 @@ int test_sha256(struct test_sha256 *args)
 }
 
 struct test_decide {
+	__u32 stage;
 	__u32 api;
 	__u32 origin;
 	__u32 verification;
@@ -67,7 +68,7 @@ int test_decide(struct test_decide *args)
 {
 	struct kmg_ruling ruling = {};
 
-	kmg_decide(args->api, args->origin, args->verification, &ruling);
+	kmg_decide(args->stage, args->api, args->origin, args->verification, &ruling);
 	args->now = ruling.now;
 	args->trusted = ruling.trusted;
 	return 0;

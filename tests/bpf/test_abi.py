@@ -15,7 +15,7 @@ import pytest
 
 from kmodgate import policy
 from kmodgate.hooks import abi
-from kmodgate.model import Api, By, Origin, Reason, Verdict, Verification
+from kmodgate.model import Api, By, Origin, Reason, Stage, Verdict, Verification
 
 pytestmark = pytest.mark.bpf
 
@@ -33,6 +33,7 @@ STRUCTS = {
 ENUMS: dict[str, tuple[str, type[IntEnum]]] = {
     "kmg_api": ("KMG_API_", Api),
     "kmg_origin": ("KMG_ORIGIN_", Origin),
+    "kmg_stage": ("KMG_STAGE_", Stage),
     "kmg_verdict": ("KMG_VERDICT_", Verdict),
     "kmg_by": ("KMG_BY_", By),
     "kmg_reason": ("KMG_REASON_", Reason),

@@ -28,6 +28,7 @@ class Sha256Args(ctypes.Structure):
 
 class DecideArgs(ctypes.Structure):
     _fields_ = (
+        ("stage", ctypes.c_uint32),
         ("api", ctypes.c_uint32),
         ("origin", ctypes.c_uint32),
         ("verification", ctypes.c_uint32),
@@ -69,7 +70,7 @@ class Programs:
         self.control.generation = generation
 
     def decide(self, facts: LoadFacts) -> tuple[Decision, Decision]:
-        args = DecideArgs(facts.api, facts.origin, facts.verification)
+        args = DecideArgs(facts.stage, facts.api, facts.origin, facts.verification)
         assert self.object.programs["test_decide"].test_run(args) == 0
         return as_decision(args.now), as_decision(args.trusted)
 

@@ -6,10 +6,11 @@ from __future__ import annotations
 import ctypes
 import gzip
 import hashlib
+import lzma
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tests.vectors.generate import MODINFO, Identity, append, make_elf, make_ide
 from kmodgate.answers import Answerer, Asked, Trust
 from kmodgate.errors import HookError
 from kmodgate.model import Api, SignatureStatus, Verification
-from kmodgate.signature import TrustStore, load_certificates
+from kmodgate.signature import Revocations, TrustStore, load_certificates
 from kmodgate.telemetry.metrics import QuestionOutcome
 
 
@@ -27,13 +28,21 @@ class Sink:
 
     def __init__(self) -> None:
         self.answers: dict[bytes, tuple[Verification, int]] = {}
+        self.contents: dict[bytes, Verification] = {}
         self.order: list[str] = []
         self.finished = threading.Event()
         self.broken = False
 
-    def answer(self, digest: bytes, verification: Verification, trust_generation: int) -> None:
+    def answer(
+        self,
+        digest: bytes,
+        verification: Verification,
+        trust_generation: int,
+        contents: Verification = Verification.NOT_YET,
+    ) -> None:
         if self.broken:
             raise HookError("the map is gone")
+        self.contents[digest] = contents
         self.answers[digest] = (verification, trust_generation)
         self.order.append("answer")
 
@@ -115,6 +124,9 @@ def test_a_compressed_file_is_answered_as_it_lies_and_as_it_unpacks(
     assert bench.ask(by_file(put(tmp_path, opened, packed))) is QuestionOutcome.TRUSTED
     assert bench.sink.answers[hashlib.sha256(module).digest()][0] is Verification.TRUSTED
     assert bench.sink.answers[hashlib.sha256(packed).digest()][0] is Verification.UNSIGNED
+    assert bench.sink.contents[hashlib.sha256(packed).digest()] is Verification.TRUSTED
+    # The one that names the other is told last: it is never there without what it unpacks to.
+    assert list(bench.sink.answers) == [hashlib.sha256(data).digest() for data in (module, packed)]
 
 
 def test_memory_is_read_as_it_stands(bench: Bench, module: bytes) -> None:
@@ -134,6 +146,50 @@ def test_packed_memory_is_never_unpacked(bench: Bench, module: bytes) -> None:
     )
     assert bench.ask(asked) is QuestionOutcome.REFUSED
     assert hashlib.sha256(module).digest() not in bench.sink.answers
+    # A load of the same bytes from a file would be unpacked: what it would be then stands there.
+    assert bench.sink.contents == {hashlib.sha256(packed).digest(): Verification.TRUSTED}
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda data: gzip.compress(data) + gzip.compress(b"more"),
+        lambda data: lzma.compress(data) + lzma.compress(b"more"),
+        lambda data: gzip.compress(data)[:-9],
+        lambda data: gzip.compress(data)[:3] + b"\x04" + gzip.compress(data)[4:],
+    ],
+    ids=["two gzip members", "two xz streams", "truncated", "FEXTRA"],
+)
+def test_what_two_decoders_may_read_differently_is_unreadable(
+    bench: Bench, tmp_path: Path, opened: list[int], module: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    packed = pack(module)
+    bench.ask(by_file(put(tmp_path, opened, packed)))
+    assert bench.sink.contents == {hashlib.sha256(packed).digest(): Verification.UNREADABLE}
+
+
+def test_what_unpacks_to_too_much_is_too_large(operator: Identity, tmp_path: Path, opened: list[int]) -> None:
+    bench = Bench(operator, max_size=1 << 16)
+    packed = gzip.compress(bytes(1 << 20))
+    bench.ask(by_file(put(tmp_path, opened, packed)))
+    bench.answerer.close()
+    assert bench.sink.contents == {hashlib.sha256(packed).digest(): Verification.TOO_LARGE}
+
+
+def test_a_revoked_digest_of_the_compressed_file_revokes_what_is_in_it(
+    bench: Bench, operator: Identity, tmp_path: Path, opened: list[int], module: bytes
+) -> None:
+    packed = gzip.compress(module, mtime=0)
+    digests = [hashlib.sha256(data).digest() for data in (module, packed)]
+    revoked = Revocations(files=frozenset({digests[1]}))
+    store = TrustStore(load_certificates(operator.pem, "operator.pem"), revoked)
+    bench.answerer.set_trust(Trust(store, 8))
+    bench.ask(by_file(put(tmp_path, opened, packed)))
+    assert [bench.sink.answers[digest][0] for digest in digests] == [Verification.REVOKED] * 2
+    assert bench.sink.contents[digests[1]] is Verification.REVOKED
+    found = bench.answerer.report_for(digests[1])
+    assert found is not None
+    assert (found.status, found.sha256) == (SignatureStatus.REVOKED, digests[0].hex())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from tests.vectors.generate import make_identity
 from kmodgate.errors import ConfigError, KmodgateError, NodeError
 from kmodgate.model import Policy
 from kmodgate.node import CgroupHierarchy, NodeFacts, NodePaths, read_facts
-from kmodgate.settings import read_settings
+from kmodgate.policy import compile_table, judges_bytes
+from kmodgate.settings import files_named, read_settings
+from kmodgate.signature import load_certificates
+from kmodgate.signature.revocation import tbs_digests
 
 ENFORCE = "linuxNodeConfig: {kernelModuleLoading: {policy: ENFORCE_SIGNED_MODULES}}\n"
 
@@ -80,11 +83,64 @@ def test_a_node_that_cannot_enforce_is_refused_with_the_reason(
     assert refused.value.exit_code == 3
 
 
-def test_digests_of_every_load_are_not_promised(tmp_path: Path, node: NodeFacts) -> None:
+def test_kernel_keyrings_may_count_for_nothing(tmp_path: Path, node: NodeFacts) -> None:
     (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
     text = ENFORCE + "kmodgate:\n  trust:\n    certificates: [a.pem]\n    kernelKeyrings: false\n"
-    with pytest.raises(NodeError, match=r"node.yaml:5: kernelKeyrings: false"):
-        read_settings(config(tmp_path, text), None, node)
+    settings = read_settings(config(tmp_path, text), None, node)
+    assert settings.policy.kernel_keyrings is False
+    assert judges_bytes(compile_table(settings.policy))
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "revokes"),
+    [
+        ("revoked", b"# nothing yet\n", False),
+        ("revoked", b"bin:" + b"00" * 32 + b"\n", True),
+        ("revoked", b"tbs:" + b"00" * 32 + b"\n", True),
+        ("revoked", b"id:00\n", True),
+        ("revokedCertificates", make_identity("revoked").pem, True),
+    ],
+)
+def test_only_an_entry_makes_every_load_be_looked_up(
+    tmp_path: Path, node: NodeFacts, key: str, content: bytes, revokes: bool
+) -> None:
+    (tmp_path / "file").write_bytes(content)
+    path = config(tmp_path, f"kmodgate: {{loadPin: off, trust: {{{key}: [file]}}}}\n")
+    policy = read_settings(path, None, node).policy
+    assert policy.revocations is revokes
+    assert judges_bytes(compile_table(policy)) is revokes
+
+
+def test_a_revoked_certificate_is_no_anchor_and_changes_the_digest(tmp_path: Path, node: NodeFacts) -> None:
+    (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
+    path = config(tmp_path, "kmodgate: {loadPin: off, trust: {revokedCertificates: [a.pem]}}\n")
+    first = read_settings(path, None, node)
+    assert len(first.trust) == 0
+    assert files_named(path) == [tmp_path / "a.pem"]
+    (tmp_path / "a.pem").write_bytes(make_identity("b").pem)
+    assert read_settings(path, None, node).trust_digest != first.trust_digest
+
+
+@pytest.mark.parametrize("kind", ["tbs", "id"])
+@pytest.mark.parametrize("at_hand", ["certificates", "revokedCertificates", None])
+def test_an_entry_whose_certificate_is_not_at_hand_is_warned_of(
+    tmp_path: Path, node: NodeFacts, caplog: pytest.LogCaptureFixture, kind: str, at_hand: str | None
+) -> None:
+    identity = make_identity("a")
+    (anchor,) = load_certificates(identity.pem, "a.pem")
+    assert anchor.skid is not None
+    value = min(tbs_digests(anchor.certificate)) if kind == "tbs" else anchor.skid
+    (tmp_path / "a.pem").write_bytes(identity.pem)
+    (tmp_path / "revoked").write_text(f"{kind}:{value.hex()}\n")
+    also = f", {at_hand}: [a.pem]" if at_hand else ""
+    read_settings(
+        config(tmp_path, f"kmodgate: {{loadPin: off, trust: {{revoked: [revoked]{also}}}}}\n"), None, node
+    )
+    named = [
+        record.message for record in caplog.records if f"revocation {kind}:{value.hex()}" in record.message
+    ]
+    assert len(named) == (0 if at_hand else 1)
+    assert all("trust.revokedCertificates" in message for message in named)
 
 
 @pytest.mark.parametrize(

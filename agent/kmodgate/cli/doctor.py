@@ -96,9 +96,9 @@ def _purpose(path: Path | None, labels: dict[str, str]) -> tuple[NodeConfig | No
         refuse_unimplemented(config)
     except NodeError as error:
         refusal = str(error)
-    trust, _ = load_trust(config.trust.certificates, config.trust.revoked)
+    trust, _ = load_trust(config.trust.certificates, config.trust.revoked, config.trust.revoked_certificates)
     purpose = Purpose(
-        policy=node_config.to_effective_policy(config),
+        policy=node_config.to_effective_policy(config, revocations=bool(trust.revocations)),
         trust=trust,
         kernel_keyrings=config.trust.kernel_keyrings,
         require_validity=config.trust.require_validity,

@@ -15,8 +15,7 @@ import click
 from kmodgate.cli import terminal
 from kmodgate.cli.options import RUNNING, examples, kernel_profile_option, parse_labels
 from kmodgate.errors import ModuleFormatError, NodeError
-from kmodgate.model import Decision, EffectivePolicy, LoadFacts, Origin, Verdict, Verification
-from kmodgate.policy import evaluate
+from kmodgate.model import Decision, EffectivePolicy, Origin, Verdict, Verification
 
 if TYPE_CHECKING:
     from kmodgate.config import NodeConfig
@@ -187,12 +186,13 @@ def explain(
     from kmodgate.whatif import Case, changes, judge
 
     config = node_config.resolve(node_config.load(config_path), labels)
-    trust, _ = load_trust(config.trust.certificates, config.trust.revoked)
-    in_kernel, _ = load_trust(kernel_trust if config.trust.kernel_keyrings else (), ())
+    named = config.trust
+    trust, _ = load_trust(named.certificates, named.revoked, named.revoked_certificates)
+    in_kernel, _ = load_trust(kernel_trust if named.kernel_keyrings else (), ())
     origin, known_by = _origin(file, place)
     case = Case(
         data=_read(file, config.max_module_size),
-        policy=node_config.to_effective_policy(config),
+        policy=node_config.to_effective_policy(config, revocations=bool(trust.revocations)),
         trust=trust,
         origin=origin,
         kernel_trust=in_kernel,
@@ -209,7 +209,7 @@ def explain(
         origin_known_by=known_by,
         outcome=outcome,
         would_change=changes(case, outcome),
-        notes=(*_case_notes(case, outcome, config), *_node_notes(case.policy, trust)),
+        notes=(*_case_notes(outcome, config), *_node_notes(case.policy, trust)),
     )
 
 
@@ -245,7 +245,7 @@ def _origin(file: Path, place: str) -> tuple[Origin, str]:
     return (Origin.PINNED_ROOT if same else Origin.OTHER_FILESYSTEM), known_by
 
 
-def _case_notes(case: Case, outcome: Outcome, config: NodeConfig) -> list[str]:
+def _case_notes(outcome: Outcome, config: NodeConfig) -> list[str]:
     """What the verdict alone does not say."""
     notes = []
     if config.node_pools and config.pool is None:
@@ -254,13 +254,6 @@ def _case_notes(case: Case, outcome: Outcome, config: NodeConfig) -> list[str]:
         notes.append(
             "if the node's kernel itself trusts the signer, the verdict is allow: name its certificate with "
             "--kernel-trust"
-        )
-    if outcome.verification is Verification.REVOKED:
-        first = evaluate(case.policy, LoadFacts(case.api, case.origin, Verification.NOT_YET))
-        notes.append(
-            "this version of the agent looks revocations up under ENFORCE only, and would let this load in"
-            if first.verdict is Verdict.ALLOW
-            else "what the kernel's own keyrings trust is not checked against revocations in this version"
         )
     return notes
 

@@ -166,6 +166,7 @@ def command(  # noqa: PLR0917  # click passes them by name
             policy=_policy(config),
             certificates=(*(config.trust.certificates if config else ()), *trust),
             revoked=(*(config.trust.revoked if config else ()), *revoked),
+            revoked_certificates=config.trust.revoked_certificates if config else (),
             kernel_keyrings=keyrings,
             require_validity=config.trust.require_validity if config else False,
             max_size=max_size or (config.max_module_size if config else _DEFAULT_MAX_SIZE),

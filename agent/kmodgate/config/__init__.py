@@ -14,6 +14,7 @@ from .parse import parse
 from .problems import ConfigProblems
 from .values import (
     BackendChoice,
+    KernelProfileChoice,
     ListenAddress,
     LoadPinSetting,
     LogLevel,
@@ -25,6 +26,7 @@ from .values import (
 __all__ = [
     "BackendChoice",
     "ConfigProblems",
+    "KernelProfileChoice",
     "ListenAddress",
     "LoadPinSetting",
     "LogLevel",

@@ -23,14 +23,21 @@ def load_pin(config: NodeConfig) -> bool:
     return config.load_pin is LoadPinSetting.ON
 
 
-def to_effective_policy(config: NodeConfig) -> EffectivePolicy:
-    """What ``policy.evaluate`` needs of the config, and no more."""
+def to_effective_policy(config: NodeConfig, *, revocations: bool = False) -> EffectivePolicy:
+    """What ``policy.evaluate`` needs of the config, and no more.
+
+    Args:
+        config: a config with its overrides applied.
+        revocations: the files that it names revoke anything.
+    """
     return EffectivePolicy(
         policy=config.policy,
         mode=config.mode,
         load_pin=load_pin(config),
         pinned_root_exempt=config.pinned_root_exempt,
         failure_policy=config.failure_policy,
+        kernel_keyrings=config.trust.kernel_keyrings,
+        revocations=revocations,
     )
 
 

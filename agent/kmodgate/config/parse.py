@@ -91,6 +91,8 @@ class _Builder:
                 certificates=_or(trust.certificates, ()),
                 require_validity=_or(trust.require_validity, base.trust.require_validity),
                 revoked=_or(trust.revoked, ()),
+                revoked_certificates=_or(trust.revoked_certificates, ()),
+                kernel_profile=_or(trust.kernel_profile, base.trust.kernel_profile),
             ),
             hold_timeout_ns=_or(ours.hold_timeout, base.hold_timeout_ns),
             max_module_size=_or(ours.max_module_size, base.max_module_size),
@@ -189,6 +191,8 @@ class _Builder:
             certificates=self.joined(model.certificates),
             require_validity=model.require_validity,
             revoked=self.joined(model.revoked),
+            revoked_certificates=self.joined(model.revoked_certificates),
+            kernel_profile=model.kernel_profile,
         )
 
     def joined(self, paths: list[Path] | None) -> tuple[Path, ...] | None:

@@ -96,6 +96,8 @@ def _word(value: object, allowed: Sequence[str]) -> str:
     words = f"write one of: {', '.join(allowed)}"
     if not isinstance(value, str):
         shape = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+        quoted = "in quotes " if isinstance(value, float) else ""
+        words = words.replace("one", f"{quoted}one", 1)
         return f"must be a word, not {shape.get(type(value), 'nothing')}; {words}"
     by_case = {word.upper(): word for word in allowed}
     close = _closest(value.upper(), list(by_case), cutoff=0.7)

@@ -14,7 +14,7 @@ from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
 from . import gke, scalars
 from .section import Key, RequiredKey, Section, flag, list_of, section, sections, word
-from .values import BackendChoice, LoadPinSetting, LogLevel
+from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel
 
 MAX_PATHS = 1000
 MAX_POOLS = 200
@@ -86,6 +86,8 @@ class Trust(Section):
     certificates = Key("certificates", _paths)
     require_validity = Key("requireValidity", flag)
     revoked = Key("revoked", _paths)
+    revoked_certificates = Key("revokedCertificates", _paths)
+    kernel_profile = Key("kernelProfile", word(KernelProfileChoice))
 
 
 class Logging(Section):

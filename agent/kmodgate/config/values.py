@@ -43,6 +43,24 @@ class BackendChoice(StrEnum):
     TRACEFS = "tracefs"
 
 
+class KernelProfileChoice(StrEnum):
+    """``kmodgate.trust.kernelProfile``: the kernel whose signature checks are the measure.
+
+    Its words are those of ``signature.PROFILES`` and ``running``, for the kernel at hand.
+    """
+
+    RUNNING = "running"
+    LATEST = "latest"
+    LINUX_5_10 = "5.10"
+    LINUX_6_1 = "6.1"
+    LINUX_6_12 = "6.12"
+    LINUX_7_2 = "7.2"
+    DEBIAN_11 = "debian-11"
+    DEBIAN_12 = "debian-12"
+    DEBIAN_13 = "debian-13"
+    DEBIAN_14 = "debian-14"
+
+
 class LogLevel(StrEnum):
     """``kmodgate.logging.level``, in the words of Python's ``logging``."""
 
@@ -79,12 +97,22 @@ class TrustConfig:
             the directory of the config file. They are not read here.
         require_validity: refuse signers whose certificate is expired or not yet valid.
         revoked: paths of files with revocations, joined likewise.
+        revoked_certificates: paths of PEM or DER X.509 files, joined likewise: revoked
+            certificates themselves.
+        kernel_profile: what that kernel cannot verify is not trusted.
     """
 
     kernel_keyrings: bool = True
     certificates: tuple[Path, ...] = ()
     require_validity: bool = False
     revoked: tuple[Path, ...] = ()
+    revoked_certificates: tuple[Path, ...] = ()
+    kernel_profile: KernelProfileChoice = KernelProfileChoice.RUNNING
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is named here."""
+        return (*self.certificates, *self.revoked, *self.revoked_certificates)
 
     @property
     def is_empty(self) -> bool:
@@ -100,6 +128,8 @@ class TrustOverrides:
     certificates: tuple[Path, ...] | None = None
     require_validity: bool | None = None
     revoked: tuple[Path, ...] | None = None
+    revoked_certificates: tuple[Path, ...] | None = None
+    kernel_profile: KernelProfileChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from kmodgate.model import Api, Verdict
 
-ABI = 1
+ABI = 2
 PATH_LEN = 512
 NAME_LEN = 56
 COMM_LEN = 16
@@ -47,6 +47,7 @@ class Stat(IntEnum):
     PROBE_SIGNATURE = 14
     PROBE_EXIT = 15
     REDECIDED = 16
+    PROBE_BYTES = 17
 
 
 class Histogram(IntEnum):
@@ -83,6 +84,8 @@ class Control(ctypes.Structure):
         ("wait_asleep", ctypes.c_uint32),
         ("sig_enforce", ctypes.c_uint32),
         ("kernel_refuses", ctypes.c_uint32),
+        ("every_load", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
     )
 
 
@@ -110,7 +113,7 @@ class Answer(ctypes.Structure):
     _fields_ = (
         ("trust_generation", ctypes.c_uint64),
         ("verification", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("contents", ctypes.c_uint32),
     )
 
 

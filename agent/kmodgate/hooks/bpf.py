@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from kmodgate.errors import HookError
 from kmodgate.model import Api, By, Decision, KernelHistogram, Reason, Verdict, Verification
-from kmodgate.policy import TABLE_SIZE
+from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
 
@@ -51,6 +51,8 @@ class ProbeResult:
         errno: of the system call: ``ENOEXEC`` when nothing refused it.
         first_hook: ``kernel_load_data`` saw it.
         signature: ``locked_down`` saw it, with its bytes noted.
+        bytes_read: ``kernel_post_load_data`` saw it; looked for only where the table asks for the
+            bytes of every load.
         ended: the end of the system call was seen.
     """
 
@@ -58,6 +60,7 @@ class ProbeResult:
     first_hook: bool
     signature: bool
     ended: bool
+    bytes_read: bool = False
 
 
 class BpfBackend:
@@ -169,6 +172,9 @@ class BpfBackend:
     def set_policy(self, table: tuple[Decision, ...]) -> int:
         """Put a compiled table in force, in one step.
 
+        The hooks that see the bytes of every load look at the table only while it asks for them.
+        That is switched on before such a table is in force, and off after it.
+
         Args:
             table: ``TABLE_SIZE`` decisions, see ``policy.compile_table``.
 
@@ -181,7 +187,12 @@ class BpfBackend:
             entry = self._table[base + index]
             entry.generation = generation & 0xFFFFFFFF
             entry.verdict, entry.reason, entry.error = decision.verdict, decision.reason, decision.errno
+        judges = judges_bytes(table)
+        if judges:
+            self._control.every_load = 1
         self._control.generation = generation
+        if not judges:
+            self._control.every_load = 0
         return generation
 
     def forget_answers(self) -> None:
@@ -245,18 +256,26 @@ class BpfBackend:
         """Tell the programs that nobody answers any more, so that no load waits."""
         self._control.heartbeat = 0
 
-    def answer(self, digest: bytes, verification: Verification, trust_generation: int) -> None:
+    def answer(
+        self,
+        digest: bytes,
+        verification: Verification,
+        trust_generation: int,
+        contents: Verification = Verification.NOT_YET,
+    ) -> None:
         """Store what verification found for a digest (32 bytes, SHA-256).
+
+        ``contents`` is what it found for what a compressed file unpacks to.
 
         Trusted digests are kept apart from refused ones, so that a storm of refused modules
         evicts none of them. Raises HookError when the map is full or gone.
         """
         known, limit = (
             (self._answered, _TRUSTED_MAX)
-            if verification is Verification.TRUSTED
+            if Verification.TRUSTED in {verification, contents}
             else (self._refused, _REFUSED_MAX)
         )
-        answer = abi.Answer(trust_generation=trust_generation, verification=verification)
+        answer = abi.Answer(trust_generation=trust_generation, verification=verification, contents=contents)
         other = self._refused if known is self._answered else self._answered
         with self._answer_lock:
             if trust_generation != self._control.trust_generation:
@@ -296,7 +315,12 @@ class BpfBackend:
         128 zero bytes are no ELF file: with no hook at all ``init_module(2)`` answers
         ``ENOEXEC``. Needs CAP_SYS_MODULE, without which the kernel asks no hook.
         """
-        stats = (abi.Stat.PROBE_FIRST_HOOK, abi.Stat.PROBE_SIGNATURE, abi.Stat.PROBE_EXIT)
+        stats = (
+            abi.Stat.PROBE_FIRST_HOOK,
+            abi.Stat.PROBE_SIGNATURE,
+            abi.Stat.PROBE_EXIT,
+            abi.Stat.PROBE_BYTES,
+        )
         before = [self._stats[stat] for stat in stats]
         number = _SYS_INIT_MODULE.get(os.uname().machine)
         if number is None:

@@ -29,6 +29,7 @@ class Inputs:
         policy: of the config, or ENFORCE without exemptions.
         certificates: files with trusted certificates.
         revoked: files with revocations.
+        revoked_certificates: files with certificates that are revoked themselves.
         kernel_keyrings: each kernel's own certificates count for its modules.
         require_validity: refuse signers outside their validity.
         max_size: bytes of a module after decompression.
@@ -41,6 +42,7 @@ class Inputs:
     policy: EffectivePolicy
     certificates: tuple[Path, ...]
     revoked: tuple[Path, ...]
+    revoked_certificates: tuple[Path, ...]
     kernel_keyrings: bool
     require_validity: bool
     max_size: int
@@ -74,7 +76,7 @@ def run(  # noqa: PLR0917  # a composition has many parts
             sense, a worker that was killed.
     """
     policy = replace(inputs.policy, policy=Policy.ENFORCE, mode=Mode.ENFORCE)
-    trust, _ = load_trust(inputs.certificates, inputs.revoked)
+    trust, _ = load_trust(inputs.certificates, inputs.revoked, inputs.revoked_certificates)
     kernels: dict[str | None, Kernel] = {}
     known: list[KernelTrust] = []
     found = {image.release: image for image in images}

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -137,6 +138,13 @@ class _Examination:
         whole = self._payload_sha256.copy()
         whole.update(self.parts.tail)
         return whole.hexdigest()
+
+    def look_at_signer(self) -> None:
+        """Parse a message that nobody asked for, because the verdict was clear without it."""
+        if self.message is None:
+            with suppress(SignatureError, Refusal):
+                self.parts = self.parts or split(self._data)
+                self.message = parse_message(self.parts.cms, self._profile)
 
     def _digest(self, name: str) -> bytes:
         """The payload's digest, by the kernel's name."""
@@ -352,6 +360,8 @@ def report(
     try:
         verified = examination.run(now, require_validity=require_validity)
     except SignatureError as error:
+        if error.status is SignatureStatus.REVOKED:
+            examination.look_at_signer()
         hash_algorithm, signature_algorithm = examination.algorithm_names()
         return SignatureReport(
             status=error.status,

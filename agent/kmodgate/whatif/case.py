@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final, TypeAlias
 
@@ -100,7 +100,8 @@ def judge(case: Case) -> Outcome:
     if case.forced and verification is not Verification.REVOKED:
         verification = Verification.IGNORE_FLAGS
     facts = LoadFacts(case.api, case.origin, verification)
-    return Outcome(signature, verification, evaluate(case.policy, facts))
+    policy = replace(case.policy, revocations=bool(case.trust.revocations))
+    return Outcome(signature, verification, evaluate(policy, facts))
 
 
 def report_on(case: Case) -> SignatureReport:

@@ -57,6 +57,7 @@ def scan(lab: Lab, world: Path, *, listed: list[KeyringCertificate] | None = Non
         policy=EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=False),
         certificates=(),
         revoked=(),
+        revoked_certificates=(),
         kernel_keyrings=True,
         require_validity=False,
         max_size=1 << 20,

@@ -268,6 +268,16 @@ def test_revocation_wins(signer: Identity, stranger: Identity) -> None:
         assert outcome(data, TrustStore(anchors, revocations)) == ("revoked", REJECTED)
 
 
+def test_the_report_of_a_revoked_file_names_its_signer(signer: Identity, trust: TrustStore) -> None:
+    data = append(PAYLOAD, signed_data(signer_info(PAYLOAD, signer)))
+    revocations = Revocations(files=frozenset({hashlib.sha256(data).digest()}))
+    got = report(data, TrustStore(trust.anchors, revocations))
+    assert (got.status, got.errno) == ("revoked", REJECTED)
+    assert got.signer is not None
+    assert got.signer.subject == "CN=signer"
+    assert got.sha256 == hashlib.sha256(data).hexdigest()
+
+
 def test_an_unsigned_file_can_be_revoked(trust: TrustStore) -> None:
     revocations = Revocations(files=frozenset({hashlib.sha256(PAYLOAD).digest()}))
     assert outcome(PAYLOAD, TrustStore(trust.anchors, revocations)) == ("revoked", REJECTED)

@@ -172,33 +172,3 @@ def test_the_probe_notices_the_off_switch(agent: lab.Agent) -> None:
         switch.write_text("1")
     agent.wait_for(lambda: lab.get("/readyz")[0] == 200, "ready again", 15)
     assert lab.metrics()["kmodgate_enforcing"] == 1
-
-
-def test_the_agent_stays_small(agent: lab.Agent) -> None:
-    assert agent.resident_kib() <= 60 * 1024
-
-
-def test_metrics_are_written_out_for_the_host(agent: lab.Agent) -> None:
-    """The host's promtool reads this file."""
-    assert agent.process is not None
-    share = Path("/share")
-    if share.is_dir():
-        (share / "metrics.txt").write_text(lab.get("/metrics")[1])
-        (share / "agent.log").write_text(agent.log())
-
-
-def test_sigterm_stops_cleanly_and_detaches(tmp_path: Path, work: Path, session_agent: lab.Agent) -> None:
-    """Last: the session's agent ends here."""
-    assert session_agent.stop() == 0
-    assert "detached" in session_agent.log()
-    assert "Traceback" not in session_agent.log()
-    assert lab.finit(work / "kmgtest.unsigned.ko").ok  # nobody enforces any more
-    lab.unload("kmgtest")
-    other = lab.Agent(tmp_path)
-    other.config_path.write_text(lab.config(lab.ENFORCE, trust={"certificates": ["/nowhere.pem"]}))
-    done = subprocess.run(
-        ["kmodgate", "run", "--config", other.config_path], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "/nowhere.pem" in done.stderr
-    assert "Traceback" not in done.stderr
