@@ -7,24 +7,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-
-import pytest
 
 from kmodgate.telemetry import log as diagnostics
 from kmodgate.telemetry.lines import Loss
-
-
-@pytest.fixture(autouse=True)
-def _clean_logger() -> Iterator[None]:
-    logger = logging.getLogger(diagnostics.ROOT)
-    before = (logger.level, logger.propagate)
-    yield
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    logger.setLevel(before[0])
-    logger.propagate = before[1]
 
 
 def written(form: diagnostics.Form, *, level: str = "info") -> list[str]:
