@@ -40,12 +40,20 @@ struct {
 	__type(value, __u32);
 } done SEC(".maps");
 
-static __u64 next_question = 0;
+/* Never the same twice, whichever generation of programs or agent asks and answers. */
+static __always_inline __u64 kmg_next_question(void)
+{
+	__u32 at = KMG_STAT_QUESTION_IDS;
+	__u64 *cell = bpf_map_lookup_elem(&stats, &at);
+
+	return cell ? __sync_fetch_and_add(cell, 1) + 1 : 0;
+}
 
 static __noinline void kmg_ask(struct kmg_load *load)
 {
 	struct kmg_question *q;
 	struct kmg_call call = {};
+	__u64 id = kmg_next_question();
 
 	kmg_call_arguments(&call);
 	q = bpf_ringbuf_reserve(&questions, sizeof(*q), 0);
@@ -53,7 +61,7 @@ static __noinline void kmg_ask(struct kmg_load *load)
 		kmg_stat(KMG_STAT_QUESTIONS_LOST);
 		return;
 	}
-	q->id = __sync_fetch_and_add(&next_question, 1) + 1;
+	q->id = id;
 	q->start_time = load->event.start_time;
 	q->inode = load->event.inode;
 	q->device = load->event.device;

@@ -15,6 +15,8 @@
  *   module_load                          notes that it got in
  *   end of the system call               counts what nobody refused, tells the agent
  *
+ * The tracing programs that note facts do so in every generation; what decides or counts acts in
+ * one (generation.h).
  * Unless the table asks for every load's bytes, a module that the kernel's keyrings trust
  * passes no digest, no agent and no wait.
  * Only LSM programs refuse. The tracing programs note facts: the kernel may skip them
@@ -28,6 +30,7 @@
 #include "count.h"
 #include "decide.h"
 #include "facts.h"
+#include "generation.h"
 #include "judge.h"
 #include "load.h"
 
@@ -95,9 +98,14 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 
 	if (ret || !kmg_reads_module(id))
 		return ret;
-	load = kmg_load_begin(KMG_API_FINIT_MODULE);
-	if (!load)
+	load = kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!kmg_load_turn(load, KMG_HOOK_BEGIN))
+		return 0;
+	if (!load) {
+		kmg_stat(KMG_STAT_STORAGE_FAILED);
 		return kmg_without_state(KMG_API_FINIT_MODULE, KMG_ORIGIN_OTHER_FILESYSTEM);
+	}
+	kmg_load_begin(load, KMG_API_FINIT_MODULE);
 	if (!load->probe)
 		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
 	load->event.origin = kmg_file_facts(file, &load->event);
@@ -131,9 +139,14 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 
 	if (ret || id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
 		return ret;
-	load = kmg_load_begin(KMG_API_INIT_MODULE);
-	if (!load)
+	load = kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!kmg_load_turn(load, KMG_HOOK_BEGIN))
+		return 0;
+	if (!load) {
+		kmg_stat(KMG_STAT_STORAGE_FAILED);
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
+	}
+	kmg_load_begin(load, KMG_API_INIT_MODULE);
 	if (load->probe)
 		kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
 	else
@@ -157,6 +170,8 @@ static __noinline int kmg_bytes_read(__u32 api, __u64 address, __u64 length)
 	struct kmg_load *load = kmg_load_current();
 	struct kmg_ruling ruling;
 
+	if (!kmg_load_turn(load, KMG_HOOK_BYTES))
+		return 0;
 	if (!load) {
 		/* Nothing was remembered of its first hook: refuse it where bytes are judged. */
 		kmg_decide(KMG_STAGE_BYTES, api, origin, KMG_VERIFICATION_NOT_YET, &ruling);
@@ -251,6 +266,8 @@ int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 	if (ret || what != bpf_core_enum_value(enum lockdown_reason, LOCKDOWN_MODULE_SIGNATURE))
 		return ret;
 	load = kmg_load_current();
+	if (!kmg_load_turn(load, KMG_HOOK_SIGNATURE))
+		return 0;
 	if (!load)
 		/* No first hook was seen; of a load without a file least is granted. */
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
@@ -297,9 +314,11 @@ SEC("tp_btf/module_load")
 int BPF_PROG(kmg_module_load, struct module *mod)
 {
 	struct kmg_load *load = kmg_load_current();
+	struct kmg_control *c = kmg_control();
 
 	if (!load) {
-		kmg_stat(KMG_STAT_LOADED_UNSEEN);
+		if (!c || kmg_in_force(c))
+			kmg_stat(KMG_STAT_LOADED_UNSEEN);
 		return 0;
 	}
 	bpf_probe_read_kernel_str(load->event.module, sizeof(load->event.module), mod->name);
@@ -385,9 +404,13 @@ static __always_inline void kmg_conclude(struct kmg_load *load, __s32 result)
 
 static __always_inline void kmg_end(enum kmg_api api, __s32 result)
 {
-	struct kmg_load *load = kmg_load_current();
+	struct kmg_control *c = kmg_control();
+	/* While two generations are attached, the first that comes leaves a mark, whatever ends here. */
+	struct kmg_load *load = kmg_load_state(c && c->handover ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
 
-	if (!load) {
+	if (!kmg_load_turn(load, KMG_HOOK_END))
+		return;
+	if (!load || !load->active) {
 		__u64 task = bpf_get_current_pid_tgid();
 
 		if (!bpf_map_delete_elem(&stateless, &task))

@@ -14,7 +14,7 @@
 
 #include <linux/types.h>
 
-#define KMG_ABI 2
+#define KMG_ABI 3
 
 #define KMG_PATH_LEN 512 /* bytes of path that an event can carry, NUL included */
 #define KMG_NAME_LEN 56 /* MODULE_NAME_LEN on 64-bit, include/linux/moduleparam.h */
@@ -129,6 +129,8 @@ enum kmg_stat {
 	KMG_STAT_PROBE_EXIT = 15, /* self-probe reached the end of the system call */
 	KMG_STAT_REDECIDED = 16, /* the policy changed under a load: counted under both verdicts */
 	KMG_STAT_PROBE_BYTES = 17, /* self-probe reached kernel_post_load_data while bytes are judged */
+	KMG_STAT_QUESTION_IDS = 18, /* numbers given to questions */
+	KMG_STAT_FORMER_MISSES = 19, /* recursion_misses of the programs that were replaced */
 	KMG_STAT_COUNT,
 };
 
@@ -184,6 +186,10 @@ struct kmg_control {
 	 */
 	__u32 every_load;
 	__u32 padding;
+	__u64 seen; /* CLOCK_BOOTTIME ns of the last heartbeat; unlike it, stays when the agent ends */
+	__u64 trust_key; /* of the anchors behind trust_generation: the same ones, the same number */
+	__u32 instance; /* the generation of programs that acts, see generation.h */
+	__u32 handover; /* 1: two generations are attached */
 };
 
 /* A question to the agent: verify what this task is about to load. */

@@ -8,6 +8,7 @@
 #include "count.h"
 #include "decide.h"
 #include "facts.h"
+#include "generation.h"
 #include "kernel.h"
 #include "kmodgate.h"
 #include "sha256.h"
@@ -28,6 +29,7 @@ struct kmg_load {
 	__u8 judged; /* the bytes were judged as they were read */
 	__u8 as_read; /* the digest is of bytes that the kernel may unpack yet */
 	__u8 probe; /* the agent's self-probe: judged, neither counted nor told */
+	struct kmg_visit visit;
 	struct kmg_sha256 sha256;
 };
 
@@ -43,28 +45,34 @@ struct {
 	__uint(max_entries, 1 << 20);
 } events SEC(".maps");
 
+/*
+ * The current task's state, whether or not it is of a load in progress. NULL where it has none, or
+ * the kernel has no storage to give (its per-CPU lock is busy, 6.1).
+ */
+static __always_inline struct kmg_load *kmg_load_state(__u64 flags)
+{
+	return bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0, flags);
+}
+
 /* The load in progress of the current task, or NULL. */
 static __always_inline struct kmg_load *kmg_load_current(void)
 {
-	struct kmg_load *load = bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0, 0);
+	struct kmg_load *load = kmg_load_state(0);
 
 	return load && load->active ? load : NULL;
 }
 
-/*
- * Starts a load. Never trusts the last one to have been cleaned up: its exit may have been
- * missed. NULL when the kernel has no storage to give (its per-CPU lock is busy, 6.1).
- */
-static __always_inline struct kmg_load *kmg_load_begin(enum kmg_api api)
+/* Whether this generation acts at a hook of this load, see generation.h. */
+static __always_inline bool kmg_load_turn(struct kmg_load *load, enum kmg_hook hook)
 {
-	struct kmg_load *load =
-		bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	return kmg_turn(load ? &load->visit : NULL, hook);
+}
+
+/* Starts a load. Never trusts the last one to have been cleaned up: its exit may have been missed. */
+static __always_inline void kmg_load_begin(struct kmg_load *load, enum kmg_api api)
+{
 	struct kmg_control *c = kmg_control();
 
-	if (!load) {
-		kmg_stat(KMG_STAT_STORAGE_FAILED);
-		return NULL;
-	}
 	if (load->active && !load->probe)
 		kmg_stat(KMG_STAT_ABANDONED);
 	__builtin_memset(&load->event, 0, sizeof(load->event));
@@ -79,7 +87,6 @@ static __always_inline struct kmg_load *kmg_load_begin(enum kmg_api api)
 	load->active = 1;
 	load->event.api = api;
 	kmg_task_facts(&load->event);
-	return load;
 }
 
 /*

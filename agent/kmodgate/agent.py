@@ -6,8 +6,8 @@ Verification happens in the workers of ``answers``, output in threads of ``telem
 that neither a slow module nor a slow reader holds the loop up.
 
 Start: config, node, certificates, HTTP (alive, not ready), programs loaded, policy set,
-programs attached, probe, ready. Stop: no load waits any more, programs detached, last
-events told, log closed.
+programs attached and pinned, those of an earlier agent taken away, probe, ready. Stop: no load
+waits any more, last events told, programs left in force or detached (``onExit``), log closed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from .answers import Answerer, Asked, Trust
+from .config import OnExit
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
+from .gap import gap_before, note_detached
+from .gap import now as since_boot
 from .hooks.bpf import BpfBackend
+from .hooks.pins import Pins
 from .model import Api, Backend, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
 from .observe import Observer
@@ -113,7 +117,8 @@ class Agent:
             backend = stack.enter_context(self._backend())
             # The server outlives the counters by a moment, however this ends.
             stack.callback(self._metrics.attach, None)
-            self._start_enforcing(backend, facts, stack)
+            with self._undone_if_it_fails(backend):
+                self._start_enforcing(backend, facts, stack)
             self._announce(server.port)
             self._loop(backend, watcher, signals, event_log)
             self._stop(backend, event_log)
@@ -135,9 +140,21 @@ class Agent:
     def _backend(self) -> BpfBackend:
         if os.geteuid() != 0:
             raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
-        backend = BpfBackend()
+        pins = Pins(paths=self._paths) if self._settings.config.on_exit is OnExit.KEEP else None
+        backend = BpfBackend(pins=pins)
         backend.load()
         return backend
+
+    @contextmanager
+    def _undone_if_it_fails(self, backend: BpfBackend) -> Iterator[None]:
+        """A first start that fails leaves nothing in force; one after another agent leaves it on."""
+        try:
+            yield
+        except BaseException:
+            if not backend.adopted:
+                backend.detach()
+                backend.forget()
+            raise
 
     def _start_enforcing(self, backend: BpfBackend, facts: NodeFacts, stack: ExitStack) -> None:
         config = self._settings.config
@@ -159,6 +176,7 @@ class Agent:
         self._single_cpu = facts.online_cpus == 1
         self._strictness = read_strictness(self._paths)
         self._configure(backend)
+        backend.trust_is(self._settings.trust_number)
         self._answerer = Answerer(
             backend,
             self._trust(backend),
@@ -176,6 +194,10 @@ class Agent:
         self._publish(backend)
         backend.heartbeat()
         backend.attach()
+        gap = gap_before(adopted=backend.adopted, last_seen=backend.last_seen, at=since_boot())
+        self._status.set_gap(enforcement=gap.enforcement, agent=gap.agent)
+        if backend.adopted:
+            log.info("took over from an earlier agent, last alive %.1f s ago: no gap", gap.agent)
         self._timings |= backend.timings
         with self._timed("probe"):
             self._probe(backend)
@@ -271,6 +293,11 @@ class Agent:
     def _beat(self, backend: BpfBackend) -> None:
         backend.heartbeat()
         self._heartbeat.beat()
+        with _survive():
+            backend.settle()
+            missing = backend.pin_links()
+            if missing:
+                log.critical("pins were removed and are made anew: %s", ", ".join(missing))
         with _survive():
             self._probe(backend)
             self._answerer.relieve()
@@ -377,12 +404,14 @@ class Agent:
     def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
         if new.config.listen != old.config.listen:
             log.warning("listen address changed: it takes effect at the next start")
+        if new.config.on_exit is OnExit.KEEP and not backend.pinned:
+            log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)
         self._answerer.max_size = new.config.max_module_size
         if new.trust_key != old.trust_key:
-            backend.forget_answers()
+            backend.trust_is(new.trust_number)
             self._answerer.set_trust(self._trust(backend))
         self._publish(backend)
         self._probe(backend)
@@ -390,11 +419,24 @@ class Agent:
     def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
         self._not_ready = "shutting down"
         backend.stop_heartbeat()
+        if self._settings.config.on_exit is OnExit.KEEP and backend.pinned:
+            backend.settle()
+            for record in backend.events():
+                with _survive():
+                    event_log.write(self._observer.event(record))
+            log.info(
+                "stopped: enforcement goes on without the agent; `kmodgate detach` ends it, and what the "
+                "agent would have to verify meets failurePolicy %s",
+                self._settings.policy.failure_policy,
+            )
+            return
         backend.detach()
         self._status.set_enforcing(enforcing=False)
         for record in backend.drain():
             with _survive():
                 event_log.write(self._observer.event(record))
+        backend.forget()
+        note_detached()
         log.warning("detached: this node no longer enforces a module policy")
 
 

@@ -7,11 +7,15 @@ reload alike.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import __version__
 from . import config as node_config
 from .config import BackendChoice, KernelProfileChoice, NodeConfig, to_effective_policy
 from .errors import KmodgateError, NodeError
@@ -38,6 +42,17 @@ class Settings:
     def trust_key(self) -> tuple[bytes, bool, KernelProfile]:
         """Differs when an earlier answer may be wrong."""
         return self.trust_digest, self.config.trust.require_validity, self.profile
+
+    @property
+    def trust_number(self) -> int:
+        """The same in 64 bits, for answers that outlive the agent; another version's do not count."""
+        profile = json.dumps(asdict(self.profile), sort_keys=True, default=sorted)
+        parts = (self.trust_digest.hex(), __version__, profile)
+        digest = hashlib.sha256("\0".join(parts).encode())
+        if self.config.trust.require_validity:
+            # Validity may have ended while nobody looked.
+            digest.update(os.urandom(16))
+        return int.from_bytes(digest.digest()[:8], "little")
 
 
 def files_named(path: Path) -> list[Path]:

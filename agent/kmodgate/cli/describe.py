@@ -99,6 +99,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "listen": str(config.listen),
         "logging": {"level": config.log_level.value},
         "backend": config.backend.value,
+        "onExit": config.on_exit.value,
     }
     if config.pool is not None:
         ours["nodePool"] = config.pool

@@ -20,6 +20,7 @@ from .values import (
     LogLevel,
     NodeConfig,
     NodePool,
+    OnExit,
     TrustConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "LogLevel",
     "NodeConfig",
     "NodePool",
+    "OnExit",
     "TrustConfig",
     "apply_pool",
     "load",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from kmodgate.errors import ConfigError
 from kmodgate.model import CgroupMode, FailurePolicy, Mode, Policy
 
-from .values import NodeConfig
+from .values import NodeConfig, OnExit
 
 
 def refuse(config: NodeConfig, *, where: str = "", fallback_line: int | None = None) -> None:
@@ -66,6 +66,8 @@ def warnings(config: NodeConfig) -> tuple[str, ...]:
         )
     if config.failure_policy is FailurePolicy.IGNORE:
         found.append("failurePolicy Ignore: while the agent is away, loads that need its answer are allowed")
+    if config.on_exit is OnExit.DETACH:
+        found.append("onExit detach: this node enforces nothing while the agent is away")
     if config.trust.require_validity:
         found.append(
             "trust.requireValidity true: the kernel does not check expiry; a wrong clock or an expired "

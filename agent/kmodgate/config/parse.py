@@ -99,6 +99,7 @@ class _Builder:
             listen=_or(ours.listen, base.listen),
             log_level=_or(level, base.log_level),
             backend=_or(ours.backend, base.backend),
+            on_exit=_or(ours.on_exit, base.on_exit),
             node_pools=self.pools(ours.node_pools or []),
             source=self.source,
             origins=MappingProxyType(self.origins),

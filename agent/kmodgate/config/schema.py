@@ -14,7 +14,7 @@ from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
 from . import gke, scalars
 from .section import Key, RequiredKey, Section, flag, list_of, section, sections, word
-from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel
+from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel, OnExit
 
 MAX_PATHS = 1000
 MAX_POOLS = 200
@@ -135,6 +135,7 @@ class Kmodgate(Overridable):
     listen = Key("listen", scalars.listen)
     logging = section("logging", Logging)
     backend = Key("backend", word(BackendChoice))
+    on_exit = Key("onExit", word(OnExit))
     node_pools = sections("nodePools", Pool, MAX_POOLS)
 
 

@@ -43,6 +43,13 @@ class BackendChoice(StrEnum):
     TRACEFS = "tracefs"
 
 
+class OnExit(StrEnum):
+    """``kmodgate.onExit``: whether enforcement outlives the agent."""
+
+    KEEP = "keep"
+    DETACH = "detach"
+
+
 class KernelProfileChoice(StrEnum):
     """``kmodgate.trust.kernelProfile``: the kernel whose signature checks are the measure.
 
@@ -178,6 +185,7 @@ class NodeConfig:
         cgroup_mode: the cgroup mode that the node pool is configured for.
         hold_timeout_ns: longest time that a load waits for the agent.
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
+        on_exit: whether enforcement outlives the agent.
         node_pools: overrides by node label; the first match counts.
         pool: name of the node pool already applied by ``resolve``, or None.
         source: name of the file.
@@ -198,6 +206,7 @@ class NodeConfig:
     listen: ListenAddress = ListenAddress()
     log_level: LogLevel = LogLevel.INFO
     backend: BackendChoice = BackendChoice.AUTO
+    on_exit: OnExit = OnExit.KEEP
     node_pools: tuple[NodePool, ...] = ()
     pool: str | None = None
     source: str = field(default="", compare=False)

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 from kmodgate.model import Api, Verdict
 
-ABI = 2
+ABI = 3
 PATH_LEN = 512
 NAME_LEN = 56
 COMM_LEN = 16
@@ -48,6 +48,8 @@ class Stat(IntEnum):
     PROBE_EXIT = 15
     REDECIDED = 16
     PROBE_BYTES = 17
+    QUESTION_IDS = 18
+    FORMER_MISSES = 19
 
 
 class Histogram(IntEnum):
@@ -86,6 +88,10 @@ class Control(ctypes.Structure):
         ("kernel_refuses", ctypes.c_uint32),
         ("every_load", ctypes.c_uint32),
         ("padding", ctypes.c_uint32),
+        ("seen", ctypes.c_uint64),
+        ("trust_key", ctypes.c_uint64),
+        ("instance", ctypes.c_uint32),
+        ("handover", ctypes.c_uint32),
     )
 
 

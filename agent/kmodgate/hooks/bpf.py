@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import math
 import mmap
 import os
@@ -25,6 +26,9 @@ from kmodgate.model import Api, By, Decision, KernelHistogram, Reason, Verdict, 
 from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
+from .pins import Pins
+
+log = logging.getLogger(__name__)
 
 OBJECT_NAME: Final = "kmodgate.bpf.o"
 _SYS_INIT_MODULE: Final = {"x86_64": 175, "aarch64": 105}
@@ -41,6 +45,7 @@ _SYSCALLS: Final = (
     "__arm64_sys_init_module",
 )
 _PLUMBING: Final = ("kmg_introduce",)
+_INSTANCE_SECTION: Final = ".rodata.instance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +71,22 @@ class ProbeResult:
 class BpfBackend:
     """Programs, maps and counters of one loaded object.
 
-    Use as a context manager; leaving it detaches. Not thread-safe but for ``answer`` and
-    ``done``, which any thread may call.
+    Use as a context manager; leaving it detaches what is not pinned. Not thread-safe but for
+    ``answer`` and ``done``, which any thread may call.
+
+    Attributes:
+        adopted: programs of an earlier agent were in force when this one came.
+        last_seen: CLOCK_BOOTTIME seconds of an earlier agent's last sign of life; None for none.
     """
 
     name: Final = "bpf-lsm"
 
-    def __init__(self, data: bytes | None = None) -> None:
+    def __init__(self, data: bytes | None = None, *, pins: Pins | None = None) -> None:
         """Open the object that is shipped with the package, or ``data``.
+
+        Args:
+            data: another object.
+            pins: where programs and maps outlive this process; None for nowhere.
 
         Raises:
             HookError: libbpf or the object is missing, or the kernel has no BTF.
@@ -94,7 +107,13 @@ class BpfBackend:
             return target not in _SYSCALLS or target in present
 
         self._object: Final = libbpf.Object(data if data is not None else _shipped_object(), wanted)
-        self._links: list[libbpf.Link] = []
+        self._links: dict[str, libbpf.Link] = {}
+        self._pins: Final = pins
+        self._instance = 1
+        self._acts = False
+        self._handing_over = False
+        self.adopted = False
+        self.last_seen: float | None = None
         self._maps: list[mmap.mmap] = []
         self._answered: OrderedDict[bytes, bool] = OrderedDict()
         self._refused: OrderedDict[bytes, bool] = OrderedDict()
@@ -109,8 +128,17 @@ class BpfBackend:
         self.close()
 
     def load(self) -> None:
-        """Have the kernel verify the programs and create the maps. Raises HookError."""
+        """Have the kernel verify the programs, and create the maps or take those that are pinned.
+
+        Raises:
+            HookError: the kernel refused, or another agent runs.
+        """
         start = time.perf_counter()
+        if self._pins is not None:
+            self._pins.prepare()
+            self._instance = self._pins.next_instance(_instance_in_force(self._pins))
+            self._object.pin_maps(self._pins.maps)
+        self._object.set_constant(_INSTANCE_SECTION, self._instance.to_bytes(4, "little"))
         self._object.load()
         self._control = abi.Control.from_buffer(self._shared("control", ctypes.sizeof(abi.Control)))
         table = abi.TABLE_COPIES * TABLE_SIZE
@@ -125,7 +153,13 @@ class BpfBackend:
         self.event_ring = libbpf.RingBuffer(self._object.map("events"))
         self.question_ring = libbpf.RingBuffer(self._object.map("questions"))
         self._control.heartbeat_max_age = _HEARTBEAT_MAX_AGE
-        self._control.trust_generation = 1
+        self._control.probe = 0  # of an agent that was killed in the middle of one
+        if not self._control.trust_generation:
+            self._control.trust_generation = 1
+        if self._pins is not None:
+            self.adopted = bool(self._pins.programs(self._control.instance))
+            self.last_seen = self._control.seen / 1e9 or None
+        self._remember_answers()
         libbpf.give_memory_back()
         self.timings["load"] = time.perf_counter() - start
 
@@ -150,22 +184,90 @@ class BpfBackend:
         # What ends a load goes first and what begins one last, so that no load is seen to
         # begin whose end cannot be.
         order = sorted(self._object.programs.values(), key=lambda program: _attach_rank(program.section))
-        self._links = [program.attach() for program in order if program.name not in _PLUMBING]
+        for program in order:
+            if program.name not in _PLUMBING:
+                self._links[program.name] = program.attach()
+        if self._pins is not None:
+            self.pin_links()
+            self._take_over(self._pins)
+        else:
+            self._control.instance = self._instance
+            self._acts = True
         self.timings["attach"] = time.perf_counter() - start
 
+    def pin_links(self) -> list[str]:
+        """Pin the attachments that are not, and name them: someone has removed their pins."""
+        if self._pins is None or not self._links:
+            return []
+        directory = self._pins.links(self._instance)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            missing = sorted(self._links.keys() - {path.name for path in directory.iterdir()})
+        except OSError as error:
+            raise HookError(f"{directory}: {error.strerror}: pins cannot be made") from error
+        for name in missing:
+            self._links[name].pin(directory / name)
+        return missing
+
+    def _take_over(self, pins: Pins) -> None:
+        """Let these programs act from now on, and detach those of the agents before.
+
+        Both are attached for a moment; ``bpf/generation.h`` says how each load still has one of
+        them at each hook. The mark for that stays up until ``settle``.
+        """
+        former = [instance for instance in pins.instances() if instance != self._instance]
+        self._control.handover = 1
+        self._control.instance = self._instance
+        self._acts = self._handing_over = True
+        for instance in former:
+            misses = sum(libbpf.pinned_link_misses(path) for path in pins.programs(instance))
+            self._stats[abi.Stat.FORMER_MISSES] += misses
+            pins.remove_instance(instance)
+        for home in pins.foreign():
+            log.warning("%s: other records than this version's; its counts end here", home)
+            pins.remove(home)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the attachments outlive this process."""
+        return self._pins is not None and self._acts
+
+    def settle(self) -> None:
+        """End the hand-over; some time after ``attach``, when no load can be between two generations."""
+        if self._handing_over:
+            self._control.handover = 0
+            self._handing_over = False
+
     def detach(self) -> None:
-        """Detach every program; maps and counters stay readable."""
-        for link in reversed(self._links):
+        """Detach every program, the pinned ones too; maps and counters stay readable."""
+        if self._pins is not None and self._links:
+            self._pins.remove_instance(self._instance)
+        for link in reversed(self._links.values()):
             link.close()
-        self._links = []
+        self._links = {}
+
+    def forget(self) -> None:
+        """Take every pin away, counters included. After ``detach`` and the last look at them."""
+        if self._pins is not None:
+            self._pins.remove_all()
+
+    def leave(self) -> None:
+        """Let go of the attachments. Pinned ones stay in force, but for those that never were."""
+        for link in self._links.values():
+            link.close()
+        if self._pins is not None and self._links and not self._acts:
+            self._pins.remove_instance(self._instance)
+        self._links = {}
 
     def close(self) -> None:
-        """Detach and unload. Safe to call twice."""
-        self.detach()
+        """Let go of everything; what is pinned stays. Safe to call twice."""
+        self.leave()
         for ring in ("event_ring", "question_ring"):
             if hasattr(self, ring):
                 getattr(self, ring).close()
         self._object.close()
+        if self._pins is not None:
+            self._pins.release()
 
     # --- what the agent tells the programs ---------------------------------------------
 
@@ -194,6 +296,29 @@ class BpfBackend:
         if not judges:
             self._control.every_load = 0
         return generation
+
+    def trust_is(self, key: int) -> None:
+        """Say which anchors answers are made with; answers of an earlier agent with others are void.
+
+        Args:
+            key: a number of 64 bits that differs whenever an answer may differ.
+        """
+        if self._control.trust_key != key:
+            # Void first: a crash in between only voids them twice.
+            self.forget_answers()
+            self._control.trust_key = key
+
+    def _remember_answers(self) -> None:
+        """Take up the answers of an earlier agent, as far as they still count."""
+        # Read whole first: the kernel begins anew behind an element that was deleted.
+        for digest, value in list(self._answers.items(abi.DIGEST_LEN, ctypes.sizeof(abi.Answer))):
+            answer = abi.Answer.from_buffer_copy(value)
+            if answer.trust_generation != self._control.trust_generation:
+                self._answers.delete(digest)
+            elif Verification.TRUSTED in {answer.verification, answer.contents}:
+                self._answered[digest] = True
+            else:
+                self._refused[digest] = True
 
     def forget_answers(self) -> None:
         """Make every stored answer void at once: the trust anchors changed."""
@@ -251,6 +376,7 @@ class BpfBackend:
     def heartbeat(self) -> None:
         """Tell the programs that the agent answers."""
         self._control.heartbeat = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._control.seen = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def stop_heartbeat(self) -> None:
         """Tell the programs that nobody answers any more, so that no load waits."""
@@ -374,7 +500,8 @@ class BpfBackend:
 
     def misses(self) -> int:
         """How often the kernel's recursion guard skipped one of the programs."""
-        return sum(program.recursion_misses() for program in self._object.programs.values())
+        ours = sum(program.recursion_misses() for program in self._object.programs.values())
+        return ours + self.stat(abi.Stat.FORMER_MISSES)
 
     def lost(self) -> Mapping[str, int]:
         """Records that found their ring full, by ring."""
@@ -396,6 +523,19 @@ class BpfBackend:
             abi.Stat.REFUSED_EARLY,
         )
         return {kind.name.lower(): self.stat(kind) for kind in kinds}
+
+
+def _instance_in_force(pins: Pins) -> int:
+    """The generation of programs that acts now, by the pinned control map; 0 for none."""
+    path = pins.maps / "control"
+    if not path.exists():
+        return 0
+    pinned = libbpf.pinned_map(path)
+    try:
+        with pinned.memory(ctypes.sizeof(abi.Control)) as memory:
+            return int(abi.Control.from_buffer_copy(memory).instance)
+    finally:
+        os.close(pinned.fd)
 
 
 def _attach_rank(section: str) -> int:

@@ -14,7 +14,8 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from kmodgate.errors import HookError
@@ -61,6 +62,17 @@ class _ProgInfo(ctypes.Structure):
     )
 
 
+class _LinkInfo(ctypes.Structure):
+    """``struct bpf_link_info`` (include/uapi/linux/bpf.h), what all kinds of links have."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("_after", ctypes.c_uint32),
+    )
+
+
 _Sample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -87,7 +99,16 @@ def _open_library() -> ctypes.CDLL:
         "bpf_program__fd": (integer, (pointer,)),
         "bpf_program__attach": (pointer, (pointer,)),
         "bpf_link__destroy": (integer, (pointer,)),
+        "bpf_link__pin": (integer, (pointer, text)),
+        "bpf_obj_get": (integer, (text,)),
+        "bpf_prog_get_fd_by_id": (integer, (u32,)),
         "bpf_map__fd": (integer, (pointer,)),
+        "bpf_map__name": (text, (pointer,)),
+        "bpf_map__set_pin_path": (integer, (pointer, text)),
+        "bpf_map__set_initial_value": (integer, (pointer, pointer, size)),
+        "bpf_object__next_map": (pointer, (pointer, pointer)),
+        "bpf_map_get_next_key": (integer, (integer, pointer, pointer)),
+        "bpf_map_lookup_elem": (integer, (integer, pointer, pointer)),
         "bpf_map_update_elem": (integer, (integer, pointer, pointer, u64)),
         "bpf_map_delete_elem": (integer, (integer, pointer)),
         "bpf_prog_test_run_opts": (integer, (integer, ctypes.POINTER(_TestRunOpts))),
@@ -150,6 +171,18 @@ class _Library:
 _library = _Library()
 
 
+def _info(fd: int, into: ctypes.Structure, name: str) -> None:
+    size = ctypes.c_uint32(ctypes.sizeof(into))
+    result = _library.lib.bpf_obj_get_info_by_fd(fd, ctypes.byref(into), ctypes.byref(size))
+    _library.integer(f"{name}: info", result)
+
+
+def _misses(fd: int, name: str) -> int:
+    info = _ProgInfo()
+    _info(fd, info, f"program {name}")
+    return int(info.recursion_misses)
+
+
 class Map:
     """One BPF map of a loaded object, by its file descriptor."""
 
@@ -174,6 +207,16 @@ class Map:
             return mmap.mmap(self.fd, pages, mmap.MAP_SHARED)
         except OSError as error:
             raise HookError(f"map {self.name}: mmap: {error}") from error
+
+    def items(self, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
+        """Every element of a hash. One that is deleted meanwhile may be left out."""
+        key = ctypes.create_string_buffer(key_size)
+        value = ctypes.create_string_buffer(value_size)
+        at: ctypes.Array[ctypes.c_char] | None = None
+        while _library.lib.bpf_map_get_next_key(self.fd, at, key) == 0:
+            at = key
+            if _library.lib.bpf_map_lookup_elem(self.fd, key, value) == 0:
+                yield key.raw, value.raw
 
 
 class RingBuffer:
@@ -255,11 +298,7 @@ class Program:
 
     def recursion_misses(self) -> int:
         """How often the kernel skipped this program (``bpf_prog_info``, since 5.12)."""
-        info = _ProgInfo()
-        size = ctypes.c_uint32(ctypes.sizeof(info))
-        result = _library.lib.bpf_obj_get_info_by_fd(self.fd, ctypes.byref(info), ctypes.byref(size))
-        _library.integer(f"program {self.name}: info", result)
-        return int(info.recursion_misses)
+        return _misses(self.fd, self.name)
 
 
 class Link:
@@ -268,8 +307,13 @@ class Link:
     def __init__(self, pointer: int) -> None:
         self._pointer: int | None = pointer
 
+    def pin(self, path: Path) -> None:
+        """Keep the attachment beyond this process, under a path on a BPF file system."""
+        result = _library.lib.bpf_link__pin(self._pointer, os.fsencode(path))
+        _library.integer(f"pin {path}", result)
+
     def close(self) -> None:
-        """Detach."""
+        """Detach, unless it is pinned."""
         if self._pointer is not None:
             _library.lib.bpf_link__destroy(self._pointer)
             self._pointer = None
@@ -298,6 +342,27 @@ class Object:
             else:
                 program.skip()
 
+    def pin_maps(self, directory: Path) -> None:
+        """Have ``load`` take the maps that are pinned in the directory, and pin there what it creates.
+
+        Maps that libbpf makes for constants and variables belong to one object and are left out.
+        A pinned map of another shape makes ``load`` fail.
+        """
+        pointer = _NO_PREVIOUS
+        while pointer := _library.lib.bpf_object__next_map(self._object, pointer):
+            name = _library.lib.bpf_map__name(pointer).decode()
+            if "." not in name:
+                path = os.fsencode(directory / name)
+                _library.integer(f"map {name}", _library.lib.bpf_map__set_pin_path(pointer, path))
+
+    def set_constant(self, section: str, value: bytes) -> None:
+        """Give a read-only section its contents, before ``load``. It must be as long."""
+        pointer = _library.pointer(
+            section, _library.lib.bpf_object__find_map_by_name(self._object, section.encode())
+        )
+        result = _library.lib.bpf_map__set_initial_value(pointer, value, len(value))
+        _library.integer(f"constant {section}", result)
+
     def load(self) -> None:
         """Verify and load. Raises HookError with the verifier's last words."""
         _library.integer("BPF object: load", _library.lib.bpf_object__load(self._object))
@@ -314,6 +379,26 @@ class Object:
         if self._object is not None:
             _library.lib.bpf_object__close(self._object)
             self._object = None
+
+
+def pinned_map(path: Path) -> Map:
+    """The map that is pinned at a path; the caller closes its descriptor. Raises HookError."""
+    return Map(path.name, _library.integer(f"open {path}", _library.lib.bpf_obj_get(os.fsencode(path))))
+
+
+def pinned_link_misses(path: Path) -> int:
+    """``recursion_misses`` of the program behind a pinned link. Raises HookError."""
+    handle = _library.integer(f"open {path}", _library.lib.bpf_obj_get(os.fsencode(path)))
+    try:
+        link = _LinkInfo()
+        _info(handle, link, str(path))
+    finally:
+        os.close(handle)
+    program = _library.integer(f"program of {path}", _library.lib.bpf_prog_get_fd_by_id(link.prog_id))
+    try:
+        return _misses(program, str(path))
+    finally:
+        os.close(program)
 
 
 def give_memory_back() -> None:

@@ -236,6 +236,10 @@ class AgentMetrics:
             yield _value(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
         if state.reload_success_time is not None:
             yield _value(m.RELOAD_TIMESTAMP, state.reload_success_time)
+        if state.enforcement_gap is not None:
+            yield _value(m.ENFORCEMENT_GAP, state.enforcement_gap)
+        if state.agent_gap is not None:
+            yield _value(m.AGENT_GAP, state.agent_gap)
         yield _value(m.TRUST_ANCHORS, state.anchor_count)
         yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
         yield _gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})

@@ -230,6 +230,19 @@ LOADED_MODULES: Final = Metric(
     "Modules that only a configured certificate trusts are `unverified` to the kernel.",
     (Label("signature", tuple(LoadedSignature)),),
 )
+ENFORCEMENT_GAP: Final = Metric(
+    "kmodgate_enforcement_gap_seconds",
+    Kind.GAUGE,
+    "Seconds before this agent took over in which none of kmodgate's programs was attached.",
+    "0 after a restart or an upgrade: the programs stayed. Otherwise the time since they were detached, or "
+    "since boot; what loaded then was not judged.",
+)
+AGENT_GAP: Final = Metric(
+    "kmodgate_agent_gap_seconds",
+    Kind.GAUGE,
+    "Seconds before this agent in which no agent ran.",
+    "Enforcement went on if the gap above is 0, but unknown modules met `failurePolicy`.",
+)
 SCRAPE_ERRORS: Final = Metric(
     "kmodgate_scrape_errors_total",
     Kind.COUNTER,
@@ -258,6 +271,8 @@ TABLE: Final[tuple[Metric, ...]] = (
     LOADED_MODULES,
     RELOAD_SUCCESSFUL,
     RELOAD_TIMESTAMP,
+    ENFORCEMENT_GAP,
+    AGENT_GAP,
     BUILD_INFO,
     SCRAPE_ERRORS,
 )
@@ -270,8 +285,9 @@ _INTRODUCTION: Final = """\
      python -m kmodgate.telemetry.metrics > docs/metrics.md -->
 
 The agent serves these at `/metrics`, as Prometheus text or OpenMetrics. Loads are counted in the
-kernel, by the program that decides, and read when you scrape: a stopped or killed agent loses none
-until it ends. Counters start at 0 with each start of the agent.
+kernel, by the program that decides, and read when you scrape. These counts outlive the agent: they start
+at 0 when the node boots, after `kmodgate detach`, with `onExit: detach`, and when a new version keeps other
+records. What the agent itself counts (questions, verifications, log losses) starts at 0 with the agent.
 
 Every label has a closed set of values; a value from outside shows as `other`. What a load was
 about (module, path, pod, signer) is in the [event log](events.md).

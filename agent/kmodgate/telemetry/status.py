@@ -61,6 +61,8 @@ class StatusSnapshot:
         anchors: ``(label, Unix time of expiry)``, first to expire first.
         anchor_count: certificates in force, shown or not.
         loaded_modules: how many modules are loaded now.
+        enforcement_gap: seconds before this agent in which nothing was enforced.
+        agent_gap: seconds before this agent in which no agent ran.
     """
 
     policy: EffectivePolicy | None = None
@@ -72,6 +74,8 @@ class StatusSnapshot:
     anchors: tuple[tuple[str, float], ...] = ()
     anchor_count: int = 0
     loaded_modules: Mapping[LoadedSignature, int] = field(default_factory=lambda: MappingProxyType({}))
+    enforcement_gap: float | None = None
+    agent_gap: float | None = None
 
 
 class AgentStatus:
@@ -120,6 +124,10 @@ class AgentStatus:
         """The modules loaded now; a signature that is missing counts 0."""
         complete = {signature: counts.get(signature, 0) for signature in LoadedSignature}
         self._change(loaded_modules=MappingProxyType(complete))
+
+    def set_gap(self, *, enforcement: float, agent: float) -> None:
+        """How long this node was without enforcement and without an agent, in seconds."""
+        self._change(enforcement_gap=enforcement, agent_gap=agent)
 
     def _change(self, **parts: Any) -> None:
         with self._lock:
