@@ -170,6 +170,12 @@ static __noinline __u32 kmg_verification(struct kmg_load *load)
 	return wait.verification;
 }
 
+#ifdef KMG_FMOD_RET
+/* No program of this rung may sleep. */
+static __always_inline void kmg_wait_asleep(struct kmg_load *load)
+{
+}
+#else
 struct kmg_sleep {
 	struct kmg_load *load;
 	__u64 deadline;
@@ -199,5 +205,6 @@ static __always_inline void kmg_wait_asleep(struct kmg_load *load)
 	bpf_loop(1 << 23, kmg_sleep_turn, &sleep, 0);
 	load->event.hold += bpf_ktime_get_ns() - start;
 }
+#endif
 
 #endif /* KMODGATE_ASK_H */

@@ -54,18 +54,25 @@ static __always_inline void kmg_task_facts(struct kmg_event *event)
  * The pinned root is a superblock, known by its address and its device number together:
  * anonymous device numbers and freed addresses are both used again.
  */
-static __always_inline enum kmg_origin kmg_file_facts(struct file *file, struct kmg_event *event)
+static __always_inline enum kmg_origin kmg_origin(struct file *file)
 {
 	struct super_block *sb = file->f_path.mnt->mnt_sb;
 	struct kmg_control *c = kmg_control();
+
+	if (c && c->root_superblock && c->root_superblock == (__u64)sb && c->root_device == sb->s_dev)
+		return KMG_ORIGIN_PINNED_ROOT;
+	return KMG_ORIGIN_OTHER_FILESYSTEM;
+}
+
+static __always_inline enum kmg_origin kmg_file_facts(struct file *file, struct kmg_event *event)
+{
+	struct super_block *sb = file->f_path.mnt->mnt_sb;
 
 	event->inode = file->f_inode->i_ino;
 	event->size = file->f_inode->i_size;
 	event->device = sb->s_dev;
 	bpf_probe_read_kernel_str(event->fstype, sizeof(event->fstype), BPF_CORE_READ(sb, s_type, name));
-	if (c && c->root_superblock && c->root_superblock == (__u64)sb && c->root_device == event->device)
-		return KMG_ORIGIN_PINNED_ROOT;
-	return KMG_ORIGIN_OTHER_FILESYSTEM;
+	return kmg_origin(file);
 }
 
 #endif /* KMODGATE_FACTS_H */

@@ -102,6 +102,7 @@ struct load_info {
 /* include/linux/module.h */
 struct module {
 	char name[KMG_NAME_LEN];
+	bool sig_ok; /* CONFIG_MODULE_SIG */
 };
 
 #pragma clang attribute pop

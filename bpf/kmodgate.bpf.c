@@ -20,12 +20,14 @@
  * Unless the table asks for every load's bytes, a module that the kernel's keyrings trust
  * passes no digest, no agent and no wait.
  * Only LSM programs refuse. The tracing programs note facts: the kernel may skip them
- * (recursion guard), and a load with a fact missing is refused, not let in.
+ * (recursion guard), and a load with a fact missing is refused, not let in. Where bpf is not
+ * among the security modules the same source is compiled with KMG_FMOD_RET (answer.h, gates.h).
  */
 #include "kmodgate.h"
 
 #include "kernel.h"
 
+#include "answer.h"
 #include "ask.h"
 #include "count.h"
 #include "decide.h"
@@ -62,20 +64,27 @@ struct {
 	__type(value, __u8);
 } stateless SEC(".maps");
 
-/* No storage, so nothing of this load can be remembered: decide it here and now. */
-static __noinline int kmg_without_state(enum kmg_api api, enum kmg_origin origin)
+/* A verdict on a load of which nothing can be remembered; counted once. */
+static __always_inline int kmg_stateless_ruling(enum kmg_api api, struct kmg_decision *decision)
 {
 	__u64 task = bpf_get_current_pid_tgid();
-	struct kmg_ruling ruling;
 	__u8 one = 1;
 
-	kmg_decide(KMG_STAGE_SIGNATURE, api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
 	if (!bpf_map_lookup_elem(&stateless, &task)) {
 		bpf_map_update_elem(&stateless, &task, &one, BPF_ANY);
 		kmg_stat(api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT : KMG_STAT_ATTEMPTS_INIT);
-		kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE);
+		kmg_count(decision->verdict, decision->reason, api, KMG_BY_KMODGATE);
 	}
-	return kmg_hook_result(&ruling.now);
+	return kmg_hook_result(decision);
+}
+
+/* No storage, so nothing of this load can be remembered: decide it here and now. */
+static __noinline int kmg_without_state(enum kmg_api api, enum kmg_origin origin)
+{
+	struct kmg_ruling ruling;
+
+	kmg_decide(KMG_STAGE_SIGNATURE, api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
+	return kmg_stateless_ruling(api, &ruling.now);
 }
 
 static __always_inline bool kmg_reads_module(enum kernel_read_file_id id)
@@ -86,9 +95,32 @@ static __always_inline bool kmg_reads_module(enum kernel_read_file_id id)
 	       id == bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE_COMPRESSED);
 }
 
-/* Sleepable, so that a load can wait here where a later spin would starve the agent. */
-SEC("lsm.s/kernel_read_file")
-int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool contents, int ret)
+static __always_inline bool kmg_loads_module(enum kernel_load_data_id id)
+{
+	return id == bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE);
+}
+
+/* Whether the bytes of every load are looked at, and these are a module's. */
+static __always_inline bool kmg_judges_read(enum kernel_read_file_id id)
+{
+	struct kmg_control *c = kmg_control();
+
+	return c && c->every_load && id == bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE);
+}
+
+static __always_inline bool kmg_judges_data(enum kernel_load_data_id id)
+{
+	struct kmg_control *c = kmg_control();
+
+	return c && c->every_load && kmg_loads_module(id);
+}
+
+static __always_inline bool kmg_asks_for_signature(enum lockdown_reason what)
+{
+	return what == bpf_core_enum_value(enum lockdown_reason, LOCKDOWN_MODULE_SIGNATURE);
+}
+
+static __always_inline int kmg_begin_finit(struct file *file)
 {
 	struct kmg_control *c = kmg_control();
 	struct kmg_load *load;
@@ -96,11 +128,7 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 	long length;
 	int answer;
 
-	if (ret || !kmg_reads_module(id))
-		return ret;
 	load = kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!kmg_load_turn(load, KMG_HOOK_BEGIN))
-		return 0;
 	if (!load) {
 		kmg_stat(KMG_STAT_STORAGE_FAILED);
 		return kmg_without_state(KMG_API_FINIT_MODULE, KMG_ORIGIN_OTHER_FILESYSTEM);
@@ -109,7 +137,7 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 	if (!load->probe)
 		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
 	load->event.origin = kmg_file_facts(file, &load->event);
-	length = bpf_d_path(&file->f_path, load->event.path, KMG_PATH_LEN);
+	length = kmg_path(file, load->event.path);
 	if (length < 0)
 		kmg_stat(KMG_STAT_PATH_FAILED);
 	load->event.path_length = length < 0 ? 0 : length;
@@ -128,8 +156,18 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 	return answer;
 }
 
-SEC("lsm/kernel_load_data")
-int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
+/* Sleepable, so that a load can wait here where a later spin would starve the agent. */
+KMG_SLEEPABLE_HOOK(kernel_read_file)
+int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool contents, int ret)
+{
+	if (KMG_EARLIER(ret) || !kmg_reads_module(id))
+		return KMG_EARLIER(ret);
+	if (!kmg_load_turn(kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE), KMG_HOOK_BEGIN))
+		return 0;
+	return kmg_answer(KMG_HOOK_BEGIN, kmg_begin_finit(file));
+}
+
+static __always_inline int kmg_begin_init(void)
 {
 	struct kmg_control *c = kmg_control();
 	struct kmg_call call = {};
@@ -137,11 +175,7 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 	bool pending = false;
 	int answer;
 
-	if (ret || id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
-		return ret;
 	load = kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!kmg_load_turn(load, KMG_HOOK_BEGIN))
-		return 0;
 	if (!load) {
 		kmg_stat(KMG_STAT_STORAGE_FAILED);
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
@@ -163,6 +197,16 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 	return answer;
 }
 
+KMG_HOOK(kernel_load_data)
+int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
+{
+	if (KMG_EARLIER(ret) || !kmg_loads_module(id))
+		return KMG_EARLIER(ret);
+	if (!kmg_load_turn(kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE), KMG_HOOK_BEGIN))
+		return 0;
+	return kmg_answer(KMG_HOOK_BEGIN, kmg_begin_init());
+}
+
 /* The bytes are there, and the kernel has not looked at them yet. */
 static __noinline int kmg_bytes_read(__u32 api, __u64 address, __u64 length)
 {
@@ -170,8 +214,6 @@ static __noinline int kmg_bytes_read(__u32 api, __u64 address, __u64 length)
 	struct kmg_load *load = kmg_load_current();
 	struct kmg_ruling ruling;
 
-	if (!kmg_load_turn(load, KMG_HOOK_BYTES))
-		return 0;
 	if (!load) {
 		/* Nothing was remembered of its first hook: refuse it where bytes are judged. */
 		kmg_decide(KMG_STAGE_BYTES, api, origin, KMG_VERIFICATION_NOT_YET, &ruling);
@@ -185,28 +227,26 @@ static __noinline int kmg_bytes_read(__u32 api, __u64 address, __u64 length)
 }
 
 /* Since 7.0 a compressed file comes twice, the second time unpacked and as READING_MODULE. */
-SEC("lsm/kernel_post_read_file")
+KMG_HOOK(kernel_post_read_file)
 int BPF_PROG(kmg_post_read_file, struct file *file, char *buf, loff_t size, enum kernel_read_file_id id,
 	     int ret)
 {
-	struct kmg_control *c = kmg_control();
-
-	if (ret || !c || !c->every_load ||
-	    id != bpf_core_enum_value(enum kernel_read_file_id, READING_MODULE))
-		return ret;
-	return kmg_bytes_read(KMG_API_FINIT_MODULE, (__u64)buf, size);
+	if (KMG_EARLIER(ret) || !kmg_judges_read(id))
+		return KMG_EARLIER(ret);
+	if (!kmg_load_turn(kmg_load_state(0), KMG_HOOK_BYTES))
+		return 0;
+	return kmg_answer(KMG_HOOK_BYTES, kmg_bytes_read(KMG_API_FINIT_MODULE, (__u64)buf, size));
 }
 
-SEC("lsm/kernel_post_load_data")
+KMG_HOOK(kernel_post_load_data)
 int BPF_PROG(kmg_post_load_data, char *buf, loff_t size, enum kernel_load_data_id id, char *description,
 	     int ret)
 {
-	struct kmg_control *c = kmg_control();
-
-	if (ret || !c || !c->every_load ||
-	    id != bpf_core_enum_value(enum kernel_load_data_id, LOADING_MODULE))
-		return ret;
-	return kmg_bytes_read(KMG_API_INIT_MODULE, (__u64)buf, size);
+	if (KMG_EARLIER(ret) || !kmg_judges_data(id))
+		return KMG_EARLIER(ret);
+	if (!kmg_load_turn(kmg_load_state(0), KMG_HOOK_BYTES))
+		return 0;
+	return kmg_answer(KMG_HOOK_BYTES, kmg_bytes_read(KMG_API_INIT_MODULE, (__u64)buf, size));
 }
 
 SEC("fentry/module_sig_check")
@@ -249,12 +289,7 @@ static __always_inline __u32 kmg_verify(struct kmg_load *load)
 	return kmg_look_up(load, load->image, load->length);
 }
 
-/*
- * Asked by the kernel when it found no signature, an unknown algorithm or an unknown key,
- * and sig_enforce is off (kernel/module/signing.c); nothing else asks with this reason.
- */
-SEC("lsm/locked_down")
-int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
+static __always_inline int kmg_judge_signature(void)
 {
 	struct kmg_control *c = kmg_control();
 	struct kmg_ruling ruling;
@@ -263,11 +298,7 @@ int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 	__u64 start;
 	int answer;
 
-	if (ret || what != bpf_core_enum_value(enum lockdown_reason, LOCKDOWN_MODULE_SIGNATURE))
-		return ret;
 	load = kmg_load_current();
-	if (!kmg_load_turn(load, KMG_HOOK_SIGNATURE))
-		return 0;
 	if (!load)
 		/* No first hook was seen; of a load without a file least is granted. */
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
@@ -310,6 +341,24 @@ int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
 	return answer;
 }
 
+/*
+ * Asked by the kernel when it found no signature, an unknown algorithm or an unknown key,
+ * and sig_enforce is off (kernel/module/signing.c); nothing else asks with this reason.
+ */
+KMG_HOOK(locked_down)
+int BPF_PROG(kmg_locked_down, enum lockdown_reason what, int ret)
+{
+	if (KMG_EARLIER(ret) || !kmg_asks_for_signature(what))
+		return KMG_EARLIER(ret);
+	if (!kmg_load_turn(kmg_load_state(0), KMG_HOOK_SIGNATURE))
+		return 0;
+	return kmg_answer(KMG_HOOK_SIGNATURE, kmg_judge_signature());
+}
+
+#ifdef KMG_FMOD_RET
+#include "gates.h"
+#endif
+
 SEC("tp_btf/module_load")
 int BPF_PROG(kmg_module_load, struct module *mod)
 {
@@ -323,6 +372,7 @@ int BPF_PROG(kmg_module_load, struct module *mod)
 	}
 	bpf_probe_read_kernel_str(load->event.module, sizeof(load->event.module), mod->name);
 	load->event.loaded = 1;
+	load->unverified = bpf_core_field_exists(mod->sig_ok) && !mod->sig_ok;
 	return 0;
 }
 
@@ -395,6 +445,14 @@ static __always_inline void kmg_conclude(struct kmg_load *load, __s32 result)
 		event->verdict = KMG_VERDICT_DENY;
 		event->reason = reason;
 		event->error = -result;
+	}
+	/* The kernel did not verify it, and nobody said yes: all that could have refused were skipped. */
+	if (event->by == KMG_BY_KERNEL && event->loaded && load->unverified &&
+	    event->reason == KMG_REASON_TRUSTED_SIGNATURE) {
+		event->reason = KMG_REASON_STATE_MISSING;
+		event->by = KMG_BY_KMODGATE;
+		event->verification = KMG_VERIFICATION_STATE_MISSING;
+		kmg_stat(KMG_STAT_LOADED_UNSEEN);
 	}
 	if (event->verdict == KMG_VERDICT_PENDING)
 		kmg_stat(KMG_STAT_UNDECIDED);
@@ -491,7 +549,7 @@ int BPF_PROG(kmg_end_init, const struct pt_regs *regs, long ret)
 #endif
 
 /* A pinned superblock that goes away takes the pin along: its address will be used again. */
-SEC("lsm/sb_free_security")
+KMG_SUPERBLOCK_FREED
 int BPF_PROG(kmg_superblock_freed, struct super_block *sb)
 {
 	struct kmg_control *c = kmg_control();

@@ -29,6 +29,9 @@ struct kmg_load {
 	__u8 judged; /* the bytes were judged as they were read */
 	__u8 as_read; /* the digest is of bytes that the kernel may unpack yet */
 	__u8 probe; /* the agent's self-probe: judged, neither counted nor told */
+	__u8 unverified; /* it got in, and the kernel's keyrings do not vouch for it */
+	__u8 answered; /* enum kmg_hook: what the gates of this hook are to return is in answer */
+	__s32 answer;
 	struct kmg_visit visit;
 	struct kmg_sha256 sha256;
 };
@@ -81,6 +84,8 @@ static __always_inline void kmg_load_begin(struct kmg_load *load, enum kmg_api a
 	load->checked = 0;
 	load->judged = 0;
 	load->as_read = 0;
+	load->unverified = 0;
+	load->answered = KMG_HOOK_NONE;
 	load->read_address = 0;
 	load->read_verification = KMG_VERIFICATION_NOT_YET;
 	load->probe = c && c->probe && c->probe == bpf_get_current_pid_tgid();

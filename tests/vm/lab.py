@@ -137,11 +137,17 @@ class Agent:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, text: str, *, wait: float = 120.0) -> None:
-        """Write the config, start, wait until /readyz says yes."""
+        """Write the config, start, wait until /readyz says yes. What was written before is kept."""
         self.config_path.write_text(text)
-        with self._out.open("wb") as out, self._err.open("wb") as err:
+        with self._out.open("ab") as out, self._err.open("ab") as err:
             self.process = subprocess.Popen(self._command, stdout=out, stderr=err)
         self.wait_for(lambda: get("/readyz")[0] == 200, "ready", wait)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(60)
 
     def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
         """Poll until the condition holds; the agent's log goes into the failure."""
@@ -218,6 +224,7 @@ def running(directory: Path, text: str, *, log_all: bool = True) -> Iterator[Age
     finally:
         if agent.process is not None:
             agent.stop()
+            subprocess.run(["kmodgate", "detach"], check=True, capture_output=True)
 
 
 def get(path: str) -> tuple[int, str]:

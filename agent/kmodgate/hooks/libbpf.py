@@ -99,7 +99,8 @@ def _open_library() -> ctypes.CDLL:
         "bpf_program__fd": (integer, (pointer,)),
         "bpf_program__attach": (pointer, (pointer,)),
         "bpf_link__destroy": (integer, (pointer,)),
-        "bpf_link__pin": (integer, (pointer, text)),
+        "bpf_link__fd": (integer, (pointer,)),
+        "bpf_obj_pin": (integer, (integer, text)),
         "bpf_obj_get": (integer, (text,)),
         "bpf_prog_get_fd_by_id": (integer, (u32,)),
         "bpf_map__fd": (integer, (pointer,)),
@@ -308,9 +309,12 @@ class Link:
         self._pointer: int | None = pointer
 
     def pin(self, path: Path) -> None:
-        """Keep the attachment beyond this process, under a path on a BPF file system."""
-        result = _library.lib.bpf_link__pin(self._pointer, os.fsencode(path))
-        _library.integer(f"pin {path}", result)
+        """Keep the attachment beyond this process, under a path on a BPF file system.
+
+        Not by ``bpf_link__pin``: it refuses to pin again what somebody has unpinned.
+        """
+        handle = _library.integer(f"pin {path}", _library.lib.bpf_link__fd(self._pointer))
+        _library.integer(f"pin {path}", _library.lib.bpf_obj_pin(handle, os.fsencode(path)))
 
     def close(self) -> None:
         """Detach, unless it is pinned."""

@@ -284,6 +284,7 @@ def test_everything_exported_is_in_the_table_and_the_other_way_round(
 ) -> None:
     status.set_policy(enforce)
     status.reload_succeeded(1.0)
+    status.set_gap(enforcement=0.0, agent=2.5)
     metrics.attach(counters)
     metrics.attach_event_log(FakeLog())
     exported = {family.name: family.documentation for family in metrics.registry.collect()}

@@ -22,13 +22,20 @@ def test_metrics_are_written_out_for_the_host(agent: lab.Agent) -> None:
         (share / "agent.log").write_text(agent.log())
 
 
-def test_sigterm_stops_cleanly_and_detaches(tmp_path: Path, work: Path, session_agent: lab.Agent) -> None:
+def test_sigterm_stops_cleanly_and_enforcement_stays(
+    tmp_path: Path, work: Path, session_agent: lab.Agent
+) -> None:
     """Last: the session's agent ends here."""
     assert session_agent.stop() == 0
-    assert "detached" in session_agent.log()
+    assert "enforcement goes on without the agent" in session_agent.log()
     assert "Traceback" not in session_agent.log()
+    assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+    done = subprocess.run(["kmodgate", "detach"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no longer enforces" in done.stdout
     assert lab.finit(work / "kmgtest.unsigned.ko").ok  # nobody enforces any more
     lab.unload("kmgtest")
+    assert not Path("/sys/fs/bpf/kmodgate").exists()
     other = lab.Agent(tmp_path)
     other.config_path.write_text(lab.config(lab.ENFORCE, trust={"certificates": ["/nowhere.pem"]}))
     done = subprocess.run(
