@@ -159,8 +159,8 @@ def test_a_loader_that_is_gone_when_the_agent_looks(watch: attack.Watch) -> None
         child = os.fork()
         if child == 0:
             for _ in range(3):
-                pest = attack.pest_of(watch.signer.fresh()) if False else os.urandom(4096)
-                threading.Thread(target=lab.init, args=(pest,), daemon=True).start()
+                unknown = os.urandom(4096)
+                threading.Thread(target=lab.init, args=(unknown,), daemon=True).start()
             time.sleep(0.01)
             os._exit(0)
         os.waitpid(child, 0)
