@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run in a guest that finds test modules and certificates under /share."""
+"""One run in a guest that finds test modules, certificates and tools under /share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import artifacts
+from . import artifacts, guesttools
 from .runner import run, to_descriptor
 
 
@@ -45,6 +45,7 @@ def run_in_guest(
             shutil.copytree(artifacts.path(what, suite), target, dirs_exist_ok=True)
             for key in target.glob("*.key"):
                 key.unlink()
+        shutil.copytree(guesttools.get(), root / "tools", dirs_exist_ok=True)
         return run(
             command,
             suite=suite,

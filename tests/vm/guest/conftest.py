@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tests.vm import lab
+from tests.vm import attack, lab
 
 if os.uname().nodename != "kmodgate-vm":  # loads modules: nowhere but in the guest
     collect_ignore_glob = ["test_*.py"]
@@ -45,3 +48,34 @@ def agent(session_agent: lab.Agent) -> Iterator[lab.Agent]:
         lab.unload(name)
     if session_agent.config_path.read_text() != lab.config(lab.ENFORCE):
         session_agent.configure(lab.config(lab.ENFORCE))
+
+
+@pytest.fixture(scope="session")
+def signer(work: Path) -> attack.Signer:
+    """A key that belongs to the attack tests."""
+    return attack.Signer(work)
+
+
+@pytest.fixture(scope="module")
+def armed(session_agent: lab.Agent, signer: attack.Signer) -> Iterator[lab.Agent]:
+    """The agent under ENFORCE with the attack tests' key trusted, for one file of tests."""
+    # Not under attack: a node has these file systems loaded.
+    subprocess.run(["modprobe", "-a", "fuse", "loop", "overlay"], check=True)
+    session_agent.configure(signer.config())
+    yield session_agent
+    session_agent.configure(lab.config(lab.ENFORCE))
+
+
+@pytest.fixture
+def watch(armed: lab.Agent, signer: attack.Signer, work: Path) -> Iterator[attack.Watch]:
+    """The invariants over one attack."""
+    directory = Path(tempfile.mkdtemp(prefix="attack-", dir=work))
+    watch = attack.Watch(armed, signer, directory)
+    yield watch
+    watch.check_modules()
+    watch.check_counts()
+    for name in (attack.GOOD, "kmgneeds", "dummy"):
+        lab.unload(name)
+    if armed.config_path.read_text() != signer.config():
+        armed.configure(signer.config())
+    shutil.rmtree(directory, ignore_errors=True)

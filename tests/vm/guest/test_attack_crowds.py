@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks with numbers: many loaders of one file and of many, forks in the wait, two on one CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.vm import attack, kernels, lab
+from tests.vm.attack import REFUSED
+
+# A trusted module that another loader was faster with; loading, loaded, or on its way out.
+TAKEN = {"ok", "EEXIST", "EBUSY", "ENOENT"}
+CROWD = 64
+
+
+def crowd(acts: Sequence[Callable[[], lab.Loaded]], *, patience: float = 120.0) -> list[str]:
+    """The outcomes of loads that as many processes begin at the same moment."""
+    start_reader, start_writer = os.pipe()
+    reader, writer = os.pipe()
+    children = []
+    for number, act in enumerate(acts):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(start_writer)
+                os.read(start_reader, 1)  # ends when the parent closes its end
+                os.write(writer, f"{number} {act().result}\n".encode())
+            finally:
+                os._exit(0)
+        children.append(child)
+    os.close(writer)
+    os.close(start_reader)
+    os.close(start_writer)
+    signal.alarm(int(patience))
+    try:
+        with open(reader) as said:
+            lines = sorted((int(number), result) for number, result in map(str.split, said))
+    finally:
+        signal.alarm(0)
+    for child in children:
+        os.waitpid(child, 0)
+    return [result for _, result in lines]
+
+
+def expected(watch: attack.Watch, before: dict[str, float], attempts: int) -> None:
+    """All of them are in the counts: as attempts, or shared and failed for another reason than a refusal."""
+    after = watch.moves()
+    moved = {name: after[name] - before[name] for name in after}
+    shared = moved["refused_early"] if kernels.this().shares_loads else 0
+    assert moved["attempts"] + shared == attempts, moved
+
+
+def test_a_crowd_of_loaders_of_one_file(watch: attack.Watch) -> None:
+    """First one that nobody trusts and nobody knows; then one that all may have."""
+    for path, outcomes in ((watch.pest_file(), {REFUSED}), (watch.signer.fresh_file(watch.directory), TAKEN)):
+        before = dict(watch.moves())
+        results = crowd([lambda path=path: lab.finit(path)] * CROWD)
+        assert len(results) == CROWD
+        assert set(results) <= outcomes
+        expected(watch, before, CROWD)
+    assert "ok" in results
+    assert lab.is_loaded(attack.GOOD)
+
+
+def test_a_crowd_of_loaders_of_many_files(watch: attack.Watch) -> None:
+    """Each gets the verdict on its own file, whoever else is on the same CPU."""
+    good = [watch.signer.fresh_file(watch.directory) for _ in range(4)]
+    known = lab.finit(good[0])
+    assert known.ok
+    pests = []
+    for number in range(CROWD - len(good)):
+        path = watch.directory / f"pest-{number}.ko"
+        path.write_bytes(attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes()) + os.urandom(16))
+        pests.append(path)
+    before = dict(watch.moves())
+    files = [*pests[:30], *good, *pests[30:]]
+    results = crowd([lambda path=path: lab.finit(path) for path in files])
+    for path, result in zip(files, results, strict=True):
+        # Under such a load a file that nobody knows may find the agent too busy: refused as well.
+        assert result in ({REFUSED, *TAKEN} if path in good else {REFUSED}), path
+    assert results[files.index(good[0])] in TAKEN  # known: no wait, and no busy agent
+    expected(watch, before, CROWD)
+
+
+def test_loaders_that_fork_and_die_while_they_wait(watch: attack.Watch) -> None:
+    """The agent is stopped, so every load waits; parents die, threads of state must not be mixed up."""
+    lab.finit(watch.signer.fresh_file(watch.directory))
+    lab.unload(attack.GOOD)
+    pest = attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes())
+    os.kill(watch.agent.pid, signal.SIGSTOP)
+    children = []
+    try:
+        for _ in range(6):
+            child = os.fork()
+            if child == 0:
+                for _ in range(3):
+                    if os.fork() == 0:
+                        lab.init(pest + os.urandom(16))
+                        os._exit(0)
+                os._exit(0)  # the loaders get another parent while they load
+            children.append(child)
+        for _ in range(4):
+            child = os.fork()
+            if child == 0:
+                while True:
+                    lab.init(pest + os.urandom(16))
+            children.append(child)
+        time.sleep(1)
+        for child in children[6:]:
+            os.kill(child, signal.SIGKILL)
+    finally:
+        os.kill(watch.agent.pid, signal.SIGCONT)
+    for child in children:
+        os.waitpid(child, 0)
+    orphans_are_done(watch)
+    assert lab.finit(watch.signer.fresh_file(watch.directory)).ok
+
+
+def orphans_are_done(watch: attack.Watch) -> None:
+    """Wait until no load is under way: the counts stand still."""
+    deadline, last = time.monotonic() + 60, None
+    while (now := dict(watch.moves())) != last:
+        assert time.monotonic() < deadline
+        last = now
+        time.sleep(3)  # longer than a load may wait
+
+
+@contextmanager
+def preemption(mode: str) -> Iterator[None]:
+    """Another preemption model for the time of the block (``CONFIG_PREEMPT_DYNAMIC``)."""
+    setting = Path("/sys/kernel/debug/sched/preempt")
+    usual = setting.read_text().partition("(")[2].partition(")")[0]
+    setting.write_text(mode)
+    try:
+        yield
+    finally:
+        setting.write_text(usual)
+
+
+@pytest.mark.parametrize("mode", ["usual", "full"])
+def test_two_loaders_on_one_cpu(watch: attack.Watch, mode: str) -> None:
+    """One loads what is trusted and one what is not; neither's digest is ever taken for the other's."""
+    good, pest = watch.signer.fresh_file(watch.directory), watch.pest_file()
+    lab.finit(good)
+    lab.finit(pest)
+
+    def load(path: Path, fine: set[str]) -> Callable[[], lab.Loaded]:
+        def repeat() -> lab.Loaded:
+            os.sched_setaffinity(0, {0})
+            seen: Counter[str] = Counter()
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                outcome = lab.finit(path)
+                seen[outcome.result] += 1
+                if outcome.result not in fine:
+                    return outcome
+            return lab.Loaded("fine" if sum(seen.values()) > 20 else "too few", 0)
+
+        return repeat
+
+    acts = [load(good, {"EEXIST"}), load(pest, {REFUSED}), load(pest, {REFUSED}), load(good, {"EEXIST"})]
+    if mode == "usual":
+        results = crowd(acts)
+    else:
+        with preemption(mode):
+            results = crowd(acts)
+    assert results == ["fine"] * len(acts)
