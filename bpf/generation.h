@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Which generation of the programs acts. Programs are pinned and outlive their agent; an agent
- * that starts attaches its own beside them, says in control.instance that these act from now on,
- * and then takes the old ones away. In between both are attached, over the same maps.
- *
- * The word can change between two programs at one hook. So while control.handover is set the
- * first of them that comes by leaves a mark in the load: whose turn it saw. The second one does
- * the opposite, whatever the word says by then: at each hook of each load exactly one acts.
+ * Which generation of the programs acts. Programs are pinned and outlive their agent; an agent with
+ * other programs attaches its own beside them, over the same maps, says in control.instance that
+ * these act from now on, and then takes the old ones away. From before the first is attached until
+ * after the last is gone control.handover is set: at each hook of a load the generation that comes
+ * first acts, and leaves a mark; the one that comes second sees it and does nothing. A task may have
+ * entered a hook before the new programs were there, so neither may rely on the other.
  */
 #ifndef KMODGATE_GENERATION_H
 #define KMODGATE_GENERATION_H
@@ -29,14 +28,20 @@ enum kmg_hook {
 
 struct kmg_visit {
 	__u32 visitor; /* the generation that came first */
-	__u8 hook;
-	__u8 taken; /* it acted */
-	__u8 padding[2];
+	__u32 hook;
 };
 
 static __always_inline bool kmg_in_force(struct kmg_control *c)
 {
 	return *(volatile __u32 *)&c->instance == kmg_instance;
+}
+
+/* Attached, but not in force: of an agent that has not come so far yet, or never will. */
+static __always_inline bool kmg_inert(void)
+{
+	struct kmg_control *c = kmg_control();
+
+	return c && !*(volatile __u32 *)&c->handover && !kmg_in_force(c);
 }
 
 /*
@@ -46,7 +51,6 @@ static __always_inline bool kmg_in_force(struct kmg_control *c)
 static __noinline bool kmg_turn(struct kmg_visit *visit, enum kmg_hook hook)
 {
 	struct kmg_control *c = kmg_control();
-	bool taken;
 
 	if (!c)
 		return true;
@@ -55,14 +59,12 @@ static __noinline bool kmg_turn(struct kmg_visit *visit, enum kmg_hook hook)
 	if (!visit)
 		return true;
 	if (visit->hook == hook && visit->visitor != kmg_instance) {
-		taken = visit->taken;
 		visit->hook = KMG_HOOK_NONE;
-		return !taken;
+		return false;
 	}
 	visit->hook = hook;
 	visit->visitor = kmg_instance;
-	visit->taken = kmg_in_force(c);
-	return visit->taken;
+	return true;
 }
 
 #endif /* KMODGATE_GENERATION_H */

@@ -133,8 +133,7 @@ static __always_inline int kmg_begin_finit(struct file *file)
 		kmg_stat(KMG_STAT_STORAGE_FAILED);
 		return kmg_without_state(KMG_API_FINIT_MODULE, KMG_ORIGIN_OTHER_FILESYSTEM);
 	}
-	kmg_load_begin(load, KMG_API_FINIT_MODULE);
-	if (!load->probe)
+	if (kmg_load_begin(load, KMG_API_FINIT_MODULE))
 		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
 	load->event.origin = kmg_file_facts(file, &load->event);
 	length = kmg_path(file, load->event.path);
@@ -160,10 +159,8 @@ static __always_inline int kmg_begin_finit(struct file *file)
 KMG_SLEEPABLE_HOOK(kernel_read_file)
 int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool contents, int ret)
 {
-	if (KMG_EARLIER(ret) || !kmg_reads_module(id))
+	if (KMG_EARLIER(ret) || !kmg_reads_module(id) || kmg_inert())
 		return KMG_EARLIER(ret);
-	if (!kmg_load_turn(kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE), KMG_HOOK_BEGIN))
-		return 0;
 	return kmg_answer(KMG_HOOK_BEGIN, kmg_begin_finit(file));
 }
 
@@ -180,11 +177,10 @@ static __always_inline int kmg_begin_init(void)
 		kmg_stat(KMG_STAT_STORAGE_FAILED);
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
 	}
-	kmg_load_begin(load, KMG_API_INIT_MODULE);
+	if (kmg_load_begin(load, KMG_API_INIT_MODULE))
+		kmg_stat(KMG_STAT_ATTEMPTS_INIT);
 	if (load->probe)
 		kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
-	else
-		kmg_stat(KMG_STAT_ATTEMPTS_INIT);
 	kmg_call_arguments(&call);
 	load->event.size = call.second;
 	load->event.origin = KMG_ORIGIN_MEMORY;
@@ -200,10 +196,8 @@ static __always_inline int kmg_begin_init(void)
 KMG_HOOK(kernel_load_data)
 int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 {
-	if (KMG_EARLIER(ret) || !kmg_loads_module(id))
+	if (KMG_EARLIER(ret) || !kmg_loads_module(id) || kmg_inert())
 		return KMG_EARLIER(ret);
-	if (!kmg_load_turn(kmg_load_state(BPF_LOCAL_STORAGE_GET_F_CREATE), KMG_HOOK_BEGIN))
-		return 0;
 	return kmg_answer(KMG_HOOK_BEGIN, kmg_begin_init());
 }
 

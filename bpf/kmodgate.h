@@ -188,6 +188,7 @@ struct kmg_control {
 	__u32 padding;
 	__u64 seen; /* CLOCK_BOOTTIME ns of the last heartbeat; unlike it, stays when the agent ends */
 	__u64 trust_key; /* of the anchors behind trust_generation: the same ones, the same number */
+	__u64 programs; /* which compiled programs act: the same ones, the same number */
 	__u32 instance; /* the generation of programs that acts, see generation.h */
 	__u32 handover; /* 1: two generations are attached */
 };

@@ -71,12 +71,17 @@ static __always_inline bool kmg_load_turn(struct kmg_load *load, enum kmg_hook h
 	return kmg_turn(load ? &load->visit : NULL, hook);
 }
 
-/* Starts a load. Never trusts the last one to have been cleaned up: its exit may have been missed. */
-static __always_inline void kmg_load_begin(struct kmg_load *load, enum kmg_api api)
+/*
+ * Starts a load. Never trusts the last one to have been cleaned up: its exit may have been missed.
+ * For the same reason never takes a mark's word that it was started: two generations both start it.
+ * Whether it is an attempt to be counted: not the second time, and not the agent's self-probe.
+ */
+static __always_inline bool kmg_load_begin(struct kmg_load *load, enum kmg_api api)
 {
+	bool first = kmg_load_turn(load, KMG_HOOK_BEGIN);
 	struct kmg_control *c = kmg_control();
 
-	if (load->active && !load->probe)
+	if (first && load->active && !load->probe)
 		kmg_stat(KMG_STAT_ABANDONED);
 	__builtin_memset(&load->event, 0, sizeof(load->event));
 	load->decided = 0;
@@ -92,6 +97,7 @@ static __always_inline void kmg_load_begin(struct kmg_load *load, enum kmg_api a
 	load->active = 1;
 	load->event.api = api;
 	kmg_task_facts(&load->event);
+	return first && !load->probe;
 }
 
 /*

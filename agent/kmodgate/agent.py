@@ -420,7 +420,6 @@ class Agent:
         self._not_ready = "shutting down"
         backend.stop_heartbeat()
         if self._settings.config.on_exit is OnExit.KEEP and backend.pinned:
-            backend.settle()
             for record in backend.events():
                 with _survive():
                     event_log.write(self._observer.event(record))

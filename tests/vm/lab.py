@@ -206,7 +206,7 @@ class Agent:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(180)
 
     def resident_kib(self) -> int:
         """VmRSS of the agent in KiB."""

@@ -90,6 +90,7 @@ class Control(ctypes.Structure):
         ("padding", ctypes.c_uint32),
         ("seen", ctypes.c_uint64),
         ("trust_key", ctypes.c_uint64),
+        ("programs", ctypes.c_uint64),
         ("instance", ctypes.c_uint32),
         ("handover", ctypes.c_uint32),
     )

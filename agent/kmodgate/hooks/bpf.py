@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import logging
 import math
 import mmap
@@ -44,6 +45,7 @@ _SYSCALLS: Final = (
     "__arm64_sys_finit_module",
     "__arm64_sys_init_module",
 )
+_SETTLE_SECONDS: Final = 1.0
 _PLUMBING: Final = ("kmg_introduce",)
 _INSTANCE_SECTION: Final = ".rodata.instance"
 
@@ -106,12 +108,14 @@ class BpfBackend:
             target = section.partition("/")[2]
             return target not in _SYSCALLS or target in present
 
-        self._object: Final = libbpf.Object(data if data is not None else _shipped_object(), wanted)
-        self._links: dict[str, libbpf.Link] = {}
+        shipped = data if data is not None else _shipped_object()
+        self._key: Final = int.from_bytes(hashlib.sha256(shipped).digest()[:8], "little")
+        self._object: Final = libbpf.Object(shipped, wanted)
+        self._links: dict[str, libbpf.Link | libbpf.PinnedLink] = {}
         self._pins: Final = pins
         self._instance = 1
         self._acts = False
-        self._handing_over = False
+        self._settles = 0.0
         self.adopted = False
         self.last_seen: float | None = None
         self._maps: list[mmap.mmap] = []
@@ -136,7 +140,7 @@ class BpfBackend:
         start = time.perf_counter()
         if self._pins is not None:
             self._pins.prepare()
-            self._instance = self._pins.next_instance(_instance_in_force(self._pins))
+            self._adopt(self._pins)
             self._object.pin_maps(self._pins.maps)
         self._object.set_constant(_INSTANCE_SECTION, self._instance.to_bytes(4, "little"))
         self._object.load()
@@ -157,11 +161,29 @@ class BpfBackend:
         if not self._control.trust_generation:
             self._control.trust_generation = 1
         if self._pins is not None:
-            self.adopted = bool(self._pins.programs(self._control.instance))
             self.last_seen = self._control.seen / 1e9 or None
         self._remember_answers()
         libbpf.give_memory_back()
         self.timings["load"] = time.perf_counter() - start
+
+    def _adopt(self, pins: Pins) -> None:
+        """See what an earlier agent has left in force, and take its programs if they are the same.
+
+        Attaching anew would not be for nothing only: the kernel skips the end of system calls that
+        are under way when another program is attached there, and their loads would not be counted.
+        """
+        former = _in_force(pins)
+        self._instance = pins.next_instance(former.instance)
+        attached = {path.name: path for path in pins.programs(former.instance)}
+        self.adopted = bool(attached)
+        ours = self._object.programs.keys() - set(_PLUMBING)
+        if former.programs != self._key or attached.keys() != ours:
+            return
+        self._links = {name: libbpf.PinnedLink(path) for name, path in attached.items()}
+        self._instance = former.instance
+        self._acts = True
+        for name in ours:
+            self._object.programs.pop(name).skip()
 
     def _shared(self, name: str, size: int) -> mmap.mmap:
         memory = self._object.map(name).memory(size)
@@ -181,6 +203,12 @@ class BpfBackend:
         if not self._control.generation:
             raise HookError("no policy was set before attaching")
         start = time.perf_counter()
+        if self._acts and self._pins is not None:  # they are attached
+            self.pin_links()
+            self._take_over(self._pins)
+            return
+        if self.adopted:
+            self._control.handover = 1  # before the first of ours is attached
         # What ends a load goes first and what begins one last, so that no load is seen to
         # begin whose end cannot be.
         order = sorted(self._object.programs.values(), key=lambda program: _attach_rank(program.section))
@@ -212,20 +240,22 @@ class BpfBackend:
     def _take_over(self, pins: Pins) -> None:
         """Let these programs act from now on, and detach those of the agents before.
 
-        Both are attached for a moment; ``bpf/generation.h`` says how each load still has one of
-        them at each hook. The mark for that stays up until ``settle``.
+        Both were attached for a moment; ``bpf/generation.h`` says how one of them acts at each hook.
         """
         former = [instance for instance in pins.instances() if instance != self._instance]
-        self._control.handover = 1
         self._control.instance = self._instance
-        self._acts = self._handing_over = True
+        self._control.programs = self._key
+        self._acts = True
         for instance in former:
-            misses = sum(libbpf.pinned_link_misses(path) for path in pins.programs(instance))
-            self._stats[abi.Stat.FORMER_MISSES] += misses
+            for path in pins.programs(instance):
+                link = libbpf.PinnedLink(path)
+                self._stats[abi.Stat.FORMER_MISSES] += link.recursion_misses()
+                link.close()
             pins.remove_instance(instance)
         for home in pins.foreign():
             log.warning("%s: other records than this version's; its counts end here", home)
             pins.remove(home)
+        self._settles = time.monotonic() + _SETTLE_SECONDS
 
     @property
     def pinned(self) -> bool:
@@ -233,10 +263,9 @@ class BpfBackend:
         return self._pins is not None and self._acts
 
     def settle(self) -> None:
-        """End the hand-over; some time after ``attach``, when no load can be between two generations."""
-        if self._handing_over:
+        """End the hand-over, once no load can be between two generations any more. Call now and then."""
+        if self._control.handover and time.monotonic() >= self._settles:
             self._control.handover = 0
-            self._handing_over = False
 
     def detach(self) -> None:
         """Detach every program, the pinned ones too; maps and counters stay readable."""
@@ -500,8 +529,9 @@ class BpfBackend:
 
     def misses(self) -> int:
         """How often the kernel's recursion guard skipped one of the programs."""
-        ours = sum(program.recursion_misses() for program in self._object.programs.values())
-        return ours + self.stat(abi.Stat.FORMER_MISSES)
+        return sum(link.recursion_misses() for link in self._links.values()) + self.stat(
+            abi.Stat.FORMER_MISSES
+        )
 
     def lost(self) -> Mapping[str, int]:
         """Records that found their ring full, by ring."""
@@ -525,15 +555,15 @@ class BpfBackend:
         return {kind.name.lower(): self.stat(kind) for kind in kinds}
 
 
-def _instance_in_force(pins: Pins) -> int:
-    """The generation of programs that acts now, by the pinned control map; 0 for none."""
+def _in_force(pins: Pins) -> abi.Control:
+    """What the pinned control map says; all 0 where nothing is pinned."""
     path = pins.maps / "control"
     if not path.exists():
-        return 0
+        return abi.Control()
     pinned = libbpf.pinned_map(path)
     try:
         with pinned.memory(ctypes.sizeof(abi.Control)) as memory:
-            return int(abi.Control.from_buffer_copy(memory).instance)
+            return abi.Control.from_buffer_copy(memory)
     finally:
         os.close(pinned.fd)
 

@@ -282,7 +282,7 @@ class Program:
     def attach(self) -> Link:
         """Attach where the section name says."""
         link = _library.lib.bpf_program__attach(self._pointer)
-        return Link(_library.pointer(f"program {self.name}: attach to {self.section}", link))
+        return Link(_library.pointer(f"program {self.name}: attach to {self.section}", link), self)
 
     def test_run(self, context: ctypes.Structure | None = None) -> int:
         """Run a ``syscall`` program once in this thread's context; its return value.
@@ -305,8 +305,13 @@ class Program:
 class Link:
     """An attachment; it ends with ``close`` or with the process."""
 
-    def __init__(self, pointer: int) -> None:
+    def __init__(self, pointer: int, program: Program) -> None:
         self._pointer: int | None = pointer
+        self._program = program
+
+    def recursion_misses(self) -> int:
+        """How often the kernel skipped the program."""
+        return self._program.recursion_misses()
 
     def pin(self, path: Path) -> None:
         """Keep the attachment beyond this process, under a path on a BPF file system.
@@ -321,6 +326,35 @@ class Link:
         if self._pointer is not None:
             _library.lib.bpf_link__destroy(self._pointer)
             self._pointer = None
+
+
+class PinnedLink:
+    """An attachment that an earlier process has pinned."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises HookError."""
+        self._name = path.name
+        self._fd = _library.integer(f"open {path}", _library.lib.bpf_obj_get(os.fsencode(path)))
+
+    def pin(self, path: Path) -> None:
+        """Pin it once more."""
+        _library.integer(f"pin {path}", _library.lib.bpf_obj_pin(self._fd, os.fsencode(path)))
+
+    def recursion_misses(self) -> int:
+        """How often the kernel skipped the program behind it."""
+        link = _LinkInfo()
+        _info(self._fd, link, self._name)
+        program = _library.integer(self._name, _library.lib.bpf_prog_get_fd_by_id(link.prog_id))
+        try:
+            return _misses(program, self._name)
+        finally:
+            os.close(program)
+
+    def close(self) -> None:
+        """Let go of it; it stays while it is pinned."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class Object:
@@ -388,21 +422,6 @@ class Object:
 def pinned_map(path: Path) -> Map:
     """The map that is pinned at a path; the caller closes its descriptor. Raises HookError."""
     return Map(path.name, _library.integer(f"open {path}", _library.lib.bpf_obj_get(os.fsencode(path))))
-
-
-def pinned_link_misses(path: Path) -> int:
-    """``recursion_misses`` of the program behind a pinned link. Raises HookError."""
-    handle = _library.integer(f"open {path}", _library.lib.bpf_obj_get(os.fsencode(path)))
-    try:
-        link = _LinkInfo()
-        _info(handle, link, str(path))
-    finally:
-        os.close(handle)
-    program = _library.integer(f"program of {path}", _library.lib.bpf_prog_get_fd_by_id(link.prog_id))
-    try:
-        return _misses(program, str(path))
-    finally:
-        os.close(program)
 
 
 def give_memory_back() -> None:

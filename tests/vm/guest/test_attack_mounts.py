@@ -30,7 +30,9 @@ def unmount(target: Path) -> None:
 
 
 @contextmanager
-def mounted(source: Path | str, target: Path, kind: str = "", flags: int = 0, options: str = "") -> Iterator[Path]:
+def mounted(
+    source: Path | str, target: Path, kind: str = "", flags: int = 0, options: str = ""
+) -> Iterator[Path]:
     target.is_file() or target.mkdir(exist_ok=True)
     mount(source, target, kind, flags, options)
     try:
