@@ -17,7 +17,7 @@ KERNEL ?= bookworm
 BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
 BPF_HEADERS := $(wildcard bpf/*.h)
-BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o
+BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o agent/kmodgate/hooks/kmodgate_basic.bpf.o
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
 FUZZ_TEST_RUNS ?= 10000
@@ -52,7 +52,7 @@ need-clang:
 	@command -v $(CLANG) >/dev/null && [ -e /usr/include/bpf/bpf_helpers.h ] || \
 		{ echo "clang and libbpf headers are needed; run: sudo make deps" >&2; exit 3; }
 
-$(BPF_OBJECT): bpf/kmodgate.bpf.c $(BPF_HEADERS) | need-clang
+$(BPF_OBJECT): agent/kmodgate/hooks/%.bpf.o: bpf/%.bpf.c $(BPF_HEADERS) | need-clang
 	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.new
 	mv $@.new $@
 
@@ -154,4 +154,4 @@ docs: $(STAMP) ## Write the generated documentation anew
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)
-	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT).new .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT:=.new) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,15 +18,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from kmodgate.errors import HookError
-from kmodgate.model import Api, By, Decision, KernelHistogram, Reason, Verdict, Verification
+from kmodgate.model import Api, Backend, By, Decision, KernelHistogram, Reason, Verdict, Verification
 from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
 
-OBJECT_NAME: Final = "kmodgate.bpf.o"
 _SYS_INIT_MODULE: Final = {"x86_64": 175, "aarch64": 105}
 _PROBE_IMAGE: Final = bytes(128)  # long enough to be looked at, and no ELF file
 _HEARTBEAT_MAX_AGE: Final = 3_000_000_000
@@ -68,9 +67,18 @@ class BpfBackend:
 
     Use as a context manager; leaving it detaches. Not thread-safe but for ``answer`` and
     ``done``, which any thread may call.
+
+    Attributes:
+        backend: the rung of the ladder.
+        object_name: file of the compiled programs, beside this module.
+        required: kernel functions without which nothing can be enforced, one of them at least.
+        optional: kernel functions whose programs are left out where they are missing.
     """
 
-    name: Final = "bpf-lsm"
+    backend: ClassVar[Backend] = Backend.BPF_LSM
+    object_name: ClassVar[str] = "kmodgate.bpf.o"
+    required: ClassVar[tuple[str, ...]] = ("module_sig_check",)
+    optional: ClassVar[tuple[str, ...]] = _SYSCALLS
 
     def __init__(self, data: bytes | None = None) -> None:
         """Open the object that is shipped with the package, or ``data``.
@@ -81,19 +89,20 @@ class BpfBackend:
         self.timings: dict[str, float] = {}
         start = time.perf_counter()
         libbpf.few_arenas()
-        present = libbpf.kernel_functions((*_SYSCALLS, "module_sig_check"))
-        if "module_sig_check" not in present:
+        present = libbpf.kernel_functions((*self.optional, *self.required))
+        if not present.intersection(self.required):
             raise HookError(
-                "the kernel's BTF has no module_sig_check(): CONFIG_MODULE_SIG is off, or the compiler "
+                f"the kernel's BTF has no {self.required[0]}(): CONFIG_MODULE_SIG is off, or the compiler "
                 "inlined it; signatures cannot be enforced through this backend"
             )
         self.syscalls: Final = tuple(name for name in _SYSCALLS if name in present)
 
         def wanted(section: str) -> bool:
             target = section.partition("/")[2]
-            return target not in _SYSCALLS or target in present
+            return target not in self.optional or target in present
 
-        self._object: Final = libbpf.Object(data if data is not None else _shipped_object(), wanted)
+        shipped = data if data is not None else _shipped_object(self.object_name)
+        self._object: Final = libbpf.Object(shipped, wanted)
         self._links: list[libbpf.Link] = []
         self._maps: list[mmap.mmap] = []
         self._answered: OrderedDict[bytes, bool] = OrderedDict()
@@ -230,7 +239,7 @@ class BpfBackend:
                 not the node's first process, and no question could be followed to its asker.
         """
         who = abi.Introduction(fd=root_fd)
-        result = self._object.programs["kmg_introduce"].test_run(who)
+        result = self._identify(who)
         if result:
             raise HookError(f"the pinned root cannot be identified: {os.strerror(-result)}")
         if who.task >> 32 != os.getpid():
@@ -242,6 +251,10 @@ class BpfBackend:
         self._control.root_superblock = who.superblock
         self._task = who.task
         return who.device >> 20, who.device & 0xFFFFF
+
+    def _identify(self, who: abi.Introduction) -> int:
+        """Have the kernel fill ``who``; 0, or a negative errno."""
+        return self._object.programs["kmg_introduce"].test_run(who)
 
     @property
     def root_pinned(self) -> bool:
@@ -293,6 +306,10 @@ class BpfBackend:
         self._done.update(question.to_bytes(8, "little"), (1).to_bytes(4, "little"))
 
     # --- what the programs tell the agent ----------------------------------------------
+
+    def rings(self) -> tuple[libbpf.RingBuffer, ...]:
+        """What to wait on: the ring of events last, before it that of questions if there is one."""
+        return self.question_ring, self.event_ring
 
     def questions(self) -> Iterator[abi.Question]:
         """Questions that wait, oldest first."""
@@ -405,11 +422,9 @@ def _attach_rank(section: str) -> int:
     return 2 if target in ("kernel_read_file", "kernel_load_data") else 1
 
 
-def _shipped_object() -> bytes:
-    resource = resources.files(__package__).joinpath(OBJECT_NAME)
+def _shipped_object(name: str) -> bytes:
+    resource = resources.files(__package__).joinpath(name)
     try:
         return resource.read_bytes()
     except FileNotFoundError:
-        raise HookError(
-            f"{OBJECT_NAME} is not in the package; from a source tree, build it: make bpf"
-        ) from None
+        raise HookError(f"{name} is not in the package; from a source tree, build it: make bpf") from None
