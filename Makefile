@@ -13,6 +13,7 @@ CLANG ?= clang
 ARCH := $(shell uname -m | sed -e 's/x86_64/x86/' -e 's/aarch64/arm64/')
 MULTIARCH := $(shell uname -m)-linux-gnu
 KERNEL ?= bookworm
+MATRIX ?= bullseye bookworm trixie sid
 
 BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
@@ -119,9 +120,15 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 	$(BIN)/pytest -q -m bpf tests/bpf
 
 .PHONY: test-vm
-test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
+test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on two real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
+
+.PHONY: test-matrix
+test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.10 on, one table of results (root)
+	@rm -f build/vm/*.xml build/vm/*.json
+	@status=0; KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
+		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
 
 .PHONY: test
 test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test

@@ -15,9 +15,7 @@ NO_DIGEST = frozenset({Backend.BPF_LSM_BASIC})
 """Rungs whose programs cannot tell the digest of what is loaded, nor wait for the agent."""
 
 
-def refusals(
-    backend: Backend, policy: EffectivePolicy, *, configured_certificates: bool
-) -> tuple[str, ...]:
+def refusals(backend: Backend, policy: EffectivePolicy, *, configured_certificates: bool) -> tuple[str, ...]:
     """Why this policy cannot be enforced on this rung, each with its remedy; empty when it can.
 
     Args:

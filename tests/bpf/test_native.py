@@ -82,7 +82,7 @@ class Programs:
     def path(self, fd: int) -> str:
         args = PathArgs(fd=fd)
         assert self.object.programs["test_path"].test_run(args) == 0
-        return args.path[: max(args.length - 1, 0)].decode()
+        return bytes(args.path[: max(args.length - 1, 0)]).decode()
 
 
 def as_decision(entry: abi.Decision) -> Decision:
@@ -185,7 +185,7 @@ def test_path_by_the_names_above_a_file(programs: Programs, tmp_path: Path) -> N
     deep = tmp_path.joinpath(*(f"directory-{number}" for number in range(20)))
     deep.mkdir(parents=True)
     long = tmp_path / ("n" * 255)
-    for path in (deep / "module.ko", long, Path("/proc/self/maps"), Path("/dev/shm/kmodgate-path-test")):  # noqa: S108
+    for path in (deep / "module.ko", long, Path("/proc/self/maps"), Path("/dev/shm/kmodgate-path-test")):
         if not path.exists():
             path.touch()
         fd = os.open(path, os.O_RDONLY)
@@ -193,7 +193,7 @@ def test_path_by_the_names_above_a_file(programs: Programs, tmp_path: Path) -> N
             assert programs.path(fd) == str(path).replace("/self/", f"/{os.getpid()}/")
         finally:
             os.close(fd)
-    Path("/dev/shm/kmodgate-path-test").unlink()  # noqa: S108
+    Path("/dev/shm/kmodgate-path-test").unlink()
 
 
 def test_path_of_what_lies_nowhere(programs: Programs) -> None:

@@ -101,7 +101,7 @@ class BpfBackend:
             target = section.partition("/")[2]
             return target not in self.optional or target in present
 
-        shipped = data if data is not None else _shipped_object(self.object_name)
+        shipped = data if data is not None else shipped_object(self.object_name)
         self._object: Final = libbpf.Object(shipped, wanted)
         self._links: list[libbpf.Link] = []
         self._maps: list[mmap.mmap] = []
@@ -422,7 +422,8 @@ def _attach_rank(section: str) -> int:
     return 2 if target in ("kernel_read_file", "kernel_load_data") else 1
 
 
-def _shipped_object(name: str) -> bytes:
+def shipped_object(name: str) -> bytes:
+    """A compiled object of the package, by its file name. Raises HookError when it was not built."""
     resource = resources.files(__package__).joinpath(name)
     try:
         return resource.read_bytes()

@@ -16,7 +16,7 @@ from kmodgate.model import Backend
 
 from . import libbpf
 from .basic import BasicBackend
-from .bpf import BpfBackend
+from .bpf import BpfBackend, shipped_object
 
 BACKENDS: Final[Mapping[Backend, type[BpfBackend]]] = {
     Backend.BPF_LSM: BpfBackend,
@@ -67,6 +67,17 @@ class Features:
             syscall_programs=libbpf.has_program_type(_PROG_TYPE_SYSCALL),
             lsm_active=lsm_active,
         )
+
+
+def missing_parts() -> str:
+    """Why no rung can be tried at all (libbpf, an object, type information), or nothing. No root needed."""
+    try:
+        libbpf.kernel_functions(())
+        for backend in BACKENDS.values():
+            shipped_object(backend.object_name)
+    except HookError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True, slots=True)

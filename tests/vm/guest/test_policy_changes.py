@@ -141,6 +141,7 @@ def test_a_config_that_cannot_be_used_changes_nothing(agent: lab.Agent, work: Pa
     agent.mark()
 
 
+@pytest.mark.needs("digests")
 def test_other_certificates_void_what_was_known(agent: lab.Agent, work: Path) -> None:
     assert lab.finit(work / "kmgtest.operator.ko").ok
     lab.unload("kmgtest")
