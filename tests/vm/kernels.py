@@ -30,6 +30,8 @@ class Kernel:
         shares_loads: tasks that load one inode at once get the first one's result (since 6.5).
         packed: its modules lie compressed in ``/lib/modules``.
         ecdsa: its keyrings can verify ECDSA (since 5.13).
+        off_switch: while programs are attached, ``kernel.ftrace_enabled=0`` is taken, and silences
+            them; an older kernel answers EBUSY.
         append: what its command line needs.
     """
 
@@ -40,6 +42,7 @@ class Kernel:
     shares_loads: bool
     packed: bool
     ecdsa: bool
+    off_switch: bool
     append: str = ""
 
     @property
@@ -52,6 +55,7 @@ class Kernel:
             "shared-loads": self.shares_loads,
             "packed-modules": self.packed,
             "ecdsa": self.ecdsa,
+            "off-switch": self.off_switch,
         }
         return frozenset(word for word, there in found.items() if there)
 
@@ -65,6 +69,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=False,
         packed=False,
         ecdsa=False,
+        off_switch=False,
         append="lsm=lockdown,yama,apparmor,bpf",  # bpf is not in its own list
     ),
     "6.1": Kernel(
@@ -75,6 +80,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=False,
         packed=False,
         ecdsa=True,
+        off_switch=True,
     ),
     "6.12": Kernel(
         suite="trixie",
@@ -84,6 +90,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=True,
         packed=True,
         ecdsa=True,
+        off_switch=True,
     ),
     "7.2": Kernel(
         suite="sid",
@@ -93,6 +100,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=True,
         packed=True,
         ecdsa=True,
+        off_switch=True,
     ),
 }
 WORDS: Final = frozenset().union(*(kernel.capabilities for kernel in KERNELS.values()))

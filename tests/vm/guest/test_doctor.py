@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.vm import kernels, lab
 
 
@@ -57,6 +58,7 @@ def objects() -> int:
     return count
 
 
+@pytest.mark.needs("off-switch")
 def test_what_silences_the_programs_is_found(agent: lab.Agent) -> None:
     del agent
     switch = Path("/proc/sys/kernel/ftrace_enabled")
