@@ -100,7 +100,8 @@ class Agent:
                     self._config_path, self._flag, facts, self._labels, self._paths
                 )
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
-            self._choice = self._choose(facts)
+            with self._timed("choice"):
+                self._choice = self._choose(facts)
             watcher.watch(self._watched())
             with self._timed("telemetry"):
                 event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)

@@ -13,6 +13,8 @@ from typing import Final, Self
 
 from kmodgate.errors import HookError
 from kmodgate.model import Backend
+from kmodgate.node import NodePaths
+from kmodgate.node.bpf import read_btf_names
 
 from . import libbpf
 from .basic import BasicBackend
@@ -59,8 +61,12 @@ class Features:
     def probe(cls, *, lsm_active: bool | None) -> Self:
         """Ask the running kernel. Raises HookError without libbpf, type information or the right to ask."""
         names = (*_LSM_HOOKS, *_HELPERS, *(name for names in _SIGNATURE.values() for name in names))
+        # Looked for as strings, which takes no parsing: only functions have these names.
+        functions = read_btf_names(NodePaths(), names)
+        if functions is None:
+            raise HookError("the kernel's type information (/sys/kernel/btf/vmlinux) cannot be read")
         return cls(
-            functions=libbpf.kernel_functions(names),
+            functions=functions,
             lsm_programs=libbpf.has_program_type(_PROG_TYPE_LSM),
             loop=libbpf.has_helper(_BPF_FUNC_LOOP),
             task_storage=libbpf.has_map_type(_MAP_TYPE_TASK_STORAGE),
