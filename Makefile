@@ -13,11 +13,12 @@ CLANG ?= clang
 ARCH := $(shell uname -m | sed -e 's/x86_64/x86/' -e 's/aarch64/arm64/')
 MULTIARCH := $(shell uname -m)-linux-gnu
 KERNEL ?= bookworm
+MATRIX ?= bullseye bookworm trixie sid
 
 BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
 BPF_HEADERS := $(wildcard bpf/*.h)
-BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o
+BPF_OBJECT := $(addprefix agent/kmodgate/hooks/,kmodgate.bpf.o kmodgate_basic.bpf.o kmodgate_fmod_ret.bpf.o)
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
 FUZZ_TEST_RUNS ?= 10000
@@ -52,8 +53,12 @@ need-clang:
 	@command -v $(CLANG) >/dev/null && [ -e /usr/include/bpf/bpf_helpers.h ] || \
 		{ echo "clang and libbpf headers are needed; run: sudo make deps" >&2; exit 3; }
 
-$(BPF_OBJECT): bpf/kmodgate.bpf.c $(BPF_HEADERS) | need-clang
+$(filter-out %_fmod_ret.bpf.o,$(BPF_OBJECT)): agent/kmodgate/hooks/%.bpf.o: bpf/%.bpf.c $(BPF_HEADERS) | need-clang
 	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.new
+	mv $@.new $@
+
+agent/kmodgate/hooks/kmodgate_fmod_ret.bpf.o: bpf/kmodgate.bpf.c $(BPF_HEADERS) | need-clang
+	$(CLANG) $(BPF_CFLAGS) -DKMG_FMOD_RET -c $< -o $@.new
 	mv $@.new $@
 
 $(BPF_TEST_OBJECT): tests/bpf/test.bpf.c $(BPF_HEADERS) | need-clang
@@ -119,9 +124,15 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 	$(BIN)/pytest -q -m bpf tests/bpf
 
 .PHONY: test-vm
-test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
+test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on two real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
+
+.PHONY: test-matrix
+test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.10 on, one table of results (root)
+	@rm -f build/vm/*.xml build/vm/*.json
+	@status=0; KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
+		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
 
 .PHONY: test
 test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
@@ -154,4 +165,4 @@ docs: $(STAMP) ## Write the generated documentation anew
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)
-	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT).new .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT:=.new) .pytest_cache .mypy_cache .ruff_cache .hypothesis

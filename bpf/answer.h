@@ -34,10 +34,12 @@ static __always_inline int kmg_answer(enum kmg_hook hook, int answer)
 	return 0;
 }
 
-/* bpf_d_path() is not for programs at these functions; the agent knows the path from the loader. */
-static __always_inline long kmg_path(struct file *file, char *into)
+/* bpf_d_path() is not for programs at these functions. */
+static __always_inline long kmg_file_path(struct kmg_load *load, struct file *file)
 {
-	return -EPERM;
+	__u32 length = kmg_path(&load->walk, file->f_path.dentry, file->f_path.mnt, load->event.path);
+
+	return length ? length : -EPERM;
 }
 
 #else
@@ -52,9 +54,9 @@ static __always_inline int kmg_answer(enum kmg_hook hook, int answer)
 	return answer;
 }
 
-static __always_inline long kmg_path(struct file *file, char *into)
+static __always_inline long kmg_file_path(struct kmg_load *load, struct file *file)
 {
-	return bpf_d_path(&file->f_path, into, KMG_PATH_LEN);
+	return bpf_d_path(&file->f_path, load->event.path, KMG_PATH_LEN);
 }
 
 #endif

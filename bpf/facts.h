@@ -35,9 +35,16 @@ static __always_inline void kmg_call_arguments(struct kmg_call *call)
 #endif
 }
 
+/* Linux 5.10 has only the untyped helper. What is read through it is read by probing anyway. */
+#ifdef KMG_BASIC
+#define kmg_current_task() ((struct task_struct *)bpf_get_current_task())
+#else
+#define kmg_current_task() bpf_get_current_task_btf()
+#endif
+
 static __always_inline void kmg_task_facts(struct kmg_event *event)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = kmg_current_task();
 	__u64 id = bpf_get_current_pid_tgid();
 
 	event->time = bpf_ktime_get_ns();

@@ -33,12 +33,31 @@ struct super_block {
 	struct file_system_type *s_type;
 };
 
+struct qstr {
+	__u32 len;
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
 struct vfsmount {
+	struct dentry *mnt_root;
 	struct super_block *mnt_sb;
+};
+
+/* fs/mount.h */
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
 };
 
 struct path {
 	struct vfsmount *mnt;
+	struct dentry *dentry;
 };
 
 struct inode {
@@ -129,8 +148,10 @@ enum lockdown_reason {
 #define EPERM 1
 #define EACCES 13
 #define EINVAL 22
+#define ENOPKG 65
 #define EBADMSG 74
 #define EMSGSIZE 90
+#define ENOKEY 126
 #define EKEYREJECTED 129
 
 #endif /* KMODGATE_KERNEL_H */

@@ -136,7 +136,7 @@ static __always_inline int kmg_begin_finit(struct file *file)
 	if (kmg_load_begin(load, KMG_API_FINIT_MODULE))
 		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
 	load->event.origin = kmg_file_facts(file, &load->event);
-	length = kmg_path(file, load->event.path);
+	length = kmg_file_path(load, file);
 	if (length < 0)
 		kmg_stat(KMG_STAT_PATH_FAILED);
 	load->event.path_length = length < 0 ? 0 : length;

@@ -11,6 +11,7 @@
 #include "generation.h"
 #include "kernel.h"
 #include "kmodgate.h"
+#include "path.h"
 #include "sha256.h"
 
 struct kmg_load {
@@ -34,6 +35,9 @@ struct kmg_load {
 	__s32 answer;
 	struct kmg_visit visit;
 	struct kmg_sha256 sha256;
+#ifdef KMG_FMOD_RET
+	struct kmg_walk walk;
+#endif
 };
 
 struct {

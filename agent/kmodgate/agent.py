@@ -25,19 +25,19 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from .answers import Answerer, Asked, Trust
-from .config import OnExit
+from .config import BackendChoice, OnExit
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
 from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks.bpf import BpfBackend
-from .hooks.pins import Pins
-from .model import Api, Backend, Mode, Policy
+from .hooks.choice import Choice, Features, choose
+from .model import Api, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
 from .observe import Observer
 from .policy import compile_table
 from .selfprobe import probe_problem
-from .settings import Settings, files_named, read_settings
+from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
@@ -56,6 +56,7 @@ class Agent:
     Args:
         config_path: the node config, watched for changes.
         flag: the policy that a command line flag demands, or None.
+        backend: what a command line option says instead of the config's ``backend``, or None.
         labels: the node's labels, or None when nobody told them.
         events: where the event log goes.
         log_all: tell routine loads too.
@@ -69,6 +70,7 @@ class Agent:
         *,
         events: IO[Any],
         flag: Policy | None = None,
+        backend: BackendChoice | None = None,
         labels: Mapping[str, str] | None = None,
         log_all: bool = False,
         started: float = 0.0,
@@ -76,6 +78,7 @@ class Agent:
     ) -> None:
         self._config_path = config_path
         self._flag = flag
+        self._wanted = backend
         self._labels = labels
         self._events = events
         self._log_all = log_all
@@ -99,6 +102,8 @@ class Agent:
                     self._config_path, self._flag, facts, self._labels, self._paths
                 )
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
+            with self._timed("choice"):
+                self._choice = self._choose(facts)
             watcher.watch(self._watched())
             with self._timed("telemetry"):
                 event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
@@ -137,11 +142,20 @@ class Agent:
 
     # --- start --------------------------------------------------------------------------
 
-    def _backend(self) -> BpfBackend:
+    def _choose(self, facts: NodeFacts) -> Choice:
+        """The rung to stand on, which must be able to enforce the policy."""
         if os.geteuid() != 0:
             raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
-        pins = Pins(paths=self._paths) if self._settings.config.on_exit is OnExit.KEEP else None
-        backend = BpfBackend(pins=pins)
+        wanted = (self._wanted or self._settings.config.backend).rung
+        choice = choose(Features.probe(lsm_active=facts.has_bpf_lsm), wanted)
+        for backend, lacks in choice.passed_over:
+            log.warning("not on backend %s: %s", backend, "; ".join(lacks) or f"{wanted} was asked for")
+        refuse_on_rung(self._settings, choice.backend)
+        return choice
+
+    def _backend(self) -> BpfBackend:
+        pinned = self._settings.config.on_exit is OnExit.KEEP
+        backend = self._choice.open(pinned=pinned, paths=self._paths)
         backend.load()
         return backend
 
@@ -190,7 +204,7 @@ class Agent:
             self._answerer.report_for, node=os.environ.get("NODE_NAME"), proc=self._paths.proc
         )
         self._metrics.attach(backend)
-        self._status.set_backend(Backend.BPF_LSM)
+        self._status.set_backend(backend.backend)
         self._publish(backend)
         backend.heartbeat()
         backend.attach()
@@ -251,7 +265,7 @@ class Agent:
             policy.mode,
             "on" if policy.load_pin else "off",
             len(self._settings.trust),
-            BpfBackend.name,
+            self._choice.backend,
             port,
             sum(timings.values()) * 1e3,
             parts,
@@ -263,7 +277,9 @@ class Agent:
         self, backend: BpfBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
     ) -> None:
         with selectors.DefaultSelector() as selector:
-            for source in (backend.question_ring, backend.event_ring, watcher, signals):
+            for ring in backend.rings():
+                selector.register(ring, selectors.EVENT_READ, ring)
+            for source in (watcher, signals):
                 selector.register(source, selectors.EVENT_READ, source)
             tick = time.monotonic()
             while not self._stopping:
@@ -276,15 +292,15 @@ class Agent:
                 for key, _ in ready:
                     # Whatever goes wrong with one load must not end enforcement for all.
                     with _survive():
-                        if key.data is backend.question_ring:
-                            self._ask(backend)
-                        elif key.data is backend.event_ring:
+                        if key.data is backend.event_ring:
                             self._tell(backend, event_log)
                         elif key.data is watcher:
                             if watcher.drain():
                                 self._reload.notice(time.monotonic())
-                        else:
+                        elif key.data is signals:
                             self._signalled(signals.recv(64))
+                        else:
+                            self._ask(backend)
                 if self._reload.due(time.monotonic()):
                     with _survive():
                         also = self._reload_config(backend)
@@ -386,6 +402,7 @@ class Agent:
         try:
             facts = read_facts(self._paths)
             new = self._read(facts)
+            refuse_on_rung(new, self._choice.backend)
             self._apply(backend, old, new)
         except KmodgateError as error:
             self._settings = old
@@ -406,6 +423,8 @@ class Agent:
             log.warning("listen address changed: it takes effect at the next start")
         if new.config.on_exit is OnExit.KEEP and not backend.pinned:
             log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
+        if new.config.backend != old.config.backend:
+            log.warning("backend changed: it takes effect at the next start")
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)

@@ -19,8 +19,9 @@ from . import __version__
 from . import config as node_config
 from .config import BackendChoice, KernelProfileChoice, NodeConfig, to_effective_policy
 from .errors import KmodgateError, NodeError
-from .model import EffectivePolicy, Policy
+from .model import Backend, EffectivePolicy, Policy
 from .node import NodeFacts, NodePaths, Severity, limits
+from .rungs import refusals
 from .running import running_profile
 from .signature import LATEST, PROFILES, KernelProfile, TrustStore
 from .truststore import TrustFiles, read_trust
@@ -75,11 +76,18 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
 
 def refuse_unimplemented(config: NodeConfig) -> None:
     """What the config of one node may ask for and this version does not do. Raises NodeError."""
-    if config.backend not in {BackendChoice.AUTO, BackendChoice.BPF_LSM}:
+    if config.backend not in {BackendChoice.AUTO, BackendChoice.BPF_LSM, BackendChoice.BPF_LSM_BASIC}:
         raise NodeError(
             f"{config.origin('backend')}: backend {config.backend} is not in this version; "
-            f"write {BackendChoice.BPF_LSM}, or leave it out"
+            f"write {BackendChoice.BPF_LSM} or {BackendChoice.BPF_LSM_BASIC}, or leave it out"
         )
+
+
+def refuse_on_rung(settings: Settings, backend: Backend) -> None:
+    """What the config asks for and this rung of the ladder cannot enforce. Raises NodeError."""
+    problems = refusals(backend, settings.policy, configured_certificates=bool(settings.trust))
+    if problems:
+        raise NodeError(f"this node cannot enforce {settings.policy.policy}: " + "; ".join(problems))
 
 
 def profile_of_config(config: NodeConfig, paths: NodePaths | None = None) -> KernelProfile:

@@ -9,6 +9,7 @@
 
 #include "count.h"
 #include "decide.h"
+#include "path.h"
 #include "sha256.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -82,5 +83,40 @@ SEC("syscall")
 int test_observe(struct test_observe *args)
 {
 	kmg_observe(KMG_HISTOGRAM_HOLD, args->nanoseconds);
+	return 0;
+}
+
+struct test_walk {
+	struct kmg_walk walk;
+	char path[KMG_PATH_LEN];
+};
+
+struct test_path {
+	__u32 fd;
+	__u32 length;
+	char path[KMG_PATH_LEN];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct test_walk);
+} walk SEC(".maps");
+
+SEC("syscall")
+int test_path(struct test_path *args)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	__u32 zero = 0;
+	struct test_walk *w = bpf_map_lookup_elem(&walk, &zero);
+	struct file **slots = BPF_CORE_READ(task, files, fdt, fd);
+	struct file *file = NULL;
+
+	if (!w || bpf_probe_read_kernel(&file, sizeof(file), slots + args->fd) || !file)
+		return -EINVAL;
+	args->length = kmg_path(&w->walk, BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt),
+				w->path);
+	__builtin_memcpy(args->path, w->path, sizeof(args->path));
 	return 0;
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import mmap
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ class DecideArgs(ctypes.Structure):
         ("now", abi.Decision),
         ("trusted", abi.Decision),
     )
+
+
+class PathArgs(ctypes.Structure):
+    _fields_ = (("fd", ctypes.c_uint32), ("length", ctypes.c_uint32), ("path", ctypes.c_char * abi.PATH_LEN))
 
 
 class ObserveArgs(ctypes.Structure):
@@ -73,6 +78,11 @@ class Programs:
         args = DecideArgs(facts.stage, facts.api, facts.origin, facts.verification)
         assert self.object.programs["test_decide"].test_run(args) == 0
         return as_decision(args.now), as_decision(args.trusted)
+
+    def path(self, fd: int) -> str:
+        args = PathArgs(fd=fd)
+        assert self.object.programs["test_path"].test_run(args) == 0
+        return bytes(args.path[: max(args.length - 1, 0)]).decode()
 
 
 def as_decision(entry: abi.Decision) -> Decision:
@@ -169,3 +179,38 @@ def test_histogram_bucket(programs: Programs, nanoseconds: int, bucket: int) -> 
     }
     expected = {bucket: 1} | ({abi.HISTOGRAM_BUCKETS: nanoseconds} if nanoseconds else {})
     assert moved == expected
+
+
+def test_path_by_the_names_above_a_file(programs: Programs, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*(f"directory-{number}" for number in range(20)))
+    deep.mkdir(parents=True)
+    long = tmp_path / ("n" * 255)
+    for path in (deep / "module.ko", long, Path("/proc/self/maps"), Path("/dev/shm/kmodgate-path-test")):
+        if not path.exists():
+            path.touch()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            assert programs.path(fd) == str(path).replace("/self/", f"/{os.getpid()}/")
+        finally:
+            os.close(fd)
+    Path("/dev/shm/kmodgate-path-test").unlink()
+
+
+def test_path_of_what_lies_nowhere(programs: Programs) -> None:
+    fd = os.memfd_create("module")
+    try:
+        assert programs.path(fd) == "/memfd:module"
+    finally:
+        os.close(fd)
+
+
+def test_no_path_rather_than_a_wrong_one(programs: Programs, tmp_path: Path) -> None:
+    too_deep = tmp_path.joinpath(*(["d"] * 40))
+    too_long = tmp_path / ("n" * 250) / ("n" * 250)
+    for directory in (too_deep, too_long):
+        directory.mkdir(parents=True)
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            assert programs.path(fd) == ""
+        finally:
+            os.close(fd)

@@ -25,6 +25,7 @@ LAYERS = {
     "tokens": 3,
     "truststore": 3,
     "running": 3,
+    "rungs": 3,
     "whatif": 4,
     "config": 4,
     "hooks": 4,

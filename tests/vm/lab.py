@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.vm import kernels
+
 MODULES = Path(os.environ.get("KMODGATE_TEST_MODULES", "/share/modules"))
 CERTS = Path(os.environ.get("KMODGATE_TEST_CERTS", "/share/certs"))
 PORT = 9464
@@ -108,12 +110,13 @@ def insmod(path: Path) -> tuple[int, str]:
 
 
 def config(policy: str, **ours: Any) -> str:
-    """A node config with the operator's certificates, as YAML (JSON is YAML).
+    """A node config with the operator's certificates, where the rung can use them, as YAML (JSON is YAML).
 
     The hold time is eight times the default: an emulated CPU verifies a module in tens of
     milliseconds when the host is idle, and in many more when it is not.
     """
-    trust = {"certificates": [str(CERTS / "operator.pem"), str(CERTS / "operator-ec.pem")]}
+    operators = [str(CERTS / "operator.pem"), str(CERTS / "operator-ec.pem")]
+    trust = {"certificates": operators} if "digests" in kernels.this().capabilities else {}
     document = {
         "linuxNodeConfig": {"kernelModuleLoading": {"policy": policy}},
         "kmodgate": {"trust": trust, "listen": f"127.0.0.1:{PORT}", "holdTimeout": "2s", **ours},

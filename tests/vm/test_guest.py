@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boots the VM once and runs tests/vm/guest inside it, then looks at what it brought back."""
+"""Boots each kernel once, runs tests/vm/guest inside, then looks at what it brought back.
+
+KMODGATE_TEST_KERNEL names the Debian suites whose kernels boot, with blanks between them. The
+results stay in build/vm; ``python -m tests.vm.matrix`` makes one table of them.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +13,32 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.vm import kernels, matrix
 from vmtool import VmDied, VmToolError, artifacts
 from vmtool.lab import run_in_guest
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
 
-SUITE = os.environ.get("KMODGATE_TEST_KERNEL", "bookworm")
+SUITES = os.environ.get("KMODGATE_TEST_KERNEL", "bookworm trixie").split()
 GUEST = "/src/tests/vm/guest"
 INSIDE = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", GUEST]
 
 
+@pytest.fixture(scope="module", params=SUITES)
+def suite(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def share(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("share")
     if os.geteuid() == 0:  # the guest's own kernel, for the tests that take it apart
-        shutil.copy(artifacts.path("kernel", SUITE), path / "vmlinuz")
+        shutil.copy(artifacts.path("kernel", suite), path / "vmlinuz")
     return path
 
 
 @pytest.fixture(scope="module")
-def status(share: Path) -> int:
+def status(suite: str, share: Path) -> int:
     """Exit status of the tests inside the guest; their output is shown."""
     if shutil.which("qemu-system-x86_64") is None:
         message = "QEMU is missing; run: sudo make deps"
@@ -40,18 +50,39 @@ def status(share: Path) -> int:
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+    results = [matrix.RESULTS / f"{suite}.{end}" for end in ("xml", "json")]
+    for path in results:
+        path.unlink(missing_ok=True)
     try:
         return run_in_guest(
-            [*INSIDE, "--durations", "5", GUEST], suite=SUITE, share=share, live=True, timeout=1200
+            [*INSIDE, "-rs", "--durations", "5", "--junit-xml", "/share/junit.xml", GUEST],
+            suite=suite,
+            share=share,
+            live=True,
+            timeout=1500,
+            append=kernels.of_suite(suite).append,
         )
     except VmDied as error:
         pytest.fail(f"the machine died: {error}\n{error.tail}")
     except VmToolError as error:
         pytest.fail(str(error))
+    finally:
+        matrix.RESULTS.mkdir(parents=True, exist_ok=True)
+        for path, name in zip(results, ("junit.xml", "kernel.json"), strict=True):
+            if (share / name).exists():
+                shutil.copy(share / name, path)
 
 
 def test_everything_inside_the_guest_passed(status: int) -> None:
     assert status == 0
+
+
+def test_only_the_table_leaves_tests_out(status: int, suite: str) -> None:
+    assert status == 0
+    cases = matrix.read_cases((matrix.RESULTS / f"{suite}.xml").read_text())
+    assert len(cases) > 60
+    words = kernels.WORDS - kernels.of_suite(suite).capabilities
+    assert {case.result for case in cases} <= {"pass", *(f"lacks {word}" for word in words)}
 
 
 def test_the_metrics_of_the_real_run_parse(status: int, share: Path) -> None:

@@ -50,6 +50,11 @@ def _seconds_since_start() -> float:
     "DO_NOT_ENFORCE_SIGNED_MODULES with --no-…",
 )
 @click.option(
+    "--backend",
+    type=click.Choice(["auto", "bpf-lsm", "bpf-lsm-basic"]),
+    help="Override the backend of the config. auto: the best one that this kernel offers.",
+)
+@click.option(
     "--node-label",
     "labels",
     metavar="KEY=VALUE",
@@ -65,8 +70,13 @@ def _seconds_since_start() -> float:
     show_default=True,
     help="Form of the diagnostics on standard error. Events on standard output are JSON always.",
 )
-def command(
-    config_path: Path, enforce: bool | None, labels: dict[str, str], log_all: bool, log_format: str
+def command(  # noqa: PLR0917  # one parameter for each option
+    config_path: Path,
+    enforce: bool | None,
+    backend: str | None,
+    labels: dict[str, str],
+    log_all: bool,
+    log_format: str,
 ) -> None:
     """Run the node agent: enforce the policy, serve metrics, log decisions.
 
@@ -81,6 +91,7 @@ def command(
     Exit codes: 0 stopped by a signal, 2 bad config, 3 this node cannot enforce the policy.
     """
     from kmodgate.agent import Agent
+    from kmodgate.config import BackendChoice
     from kmodgate.telemetry.log import Form, configure
 
     flag = None if enforce is None else Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE
@@ -90,6 +101,7 @@ def command(
             config_path,
             events=sys.stdout,
             flag=flag,
+            backend=None if backend is None else BackendChoice(backend),
             labels=labels or None,
             log_all=log_all,
             started=_seconds_since_start(),

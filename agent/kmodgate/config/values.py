@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
+from kmodgate.model import Backend, CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
 DEFAULT_HOLD_TIMEOUT_NS = 250_000_000
 DEFAULT_MAX_MODULE_SIZE = 64 << 20
@@ -39,8 +39,14 @@ class BackendChoice(StrEnum):
     AUTO = "auto"
     BPF_LSM = "bpf-lsm"
     BPF_FMOD_RET = "bpf-fmod-ret"
+    BPF_LSM_BASIC = "bpf-lsm-basic"
     BCC = "bcc"
     TRACEFS = "tracefs"
+
+    @property
+    def rung(self) -> Backend | None:
+        """The rung that is named; None where the choice is left to what the kernel offers."""
+        return None if self is BackendChoice.AUTO else Backend(self.value)
 
 
 class OnExit(StrEnum):

@@ -13,7 +13,7 @@ from typing import Final
 from kmodgate.node import limits
 
 from .around import agent, other_limits, process, trust
-from .ladder import HELPERS, MACHINES, SIGNATURE_CHECK
+from .ladder import HELPERS, MACHINES, SIGNATURE_CHECK, VERIFICATION
 from .line import Check, Findings, judged, ok, only_live, problem, unknown, warning
 from .seen import Purpose, Seen
 
@@ -128,7 +128,12 @@ def _functions(seen: Seen) -> Check:
         return unknown(code, subject, f"seen {only_live(seen)}, {place}")
     missing = [name for name in HELPERS if name not in seen.functions]
     if missing:
-        return problem(code, subject, f"the kernel has no {', '.join(missing)}; use Linux 5.18 or later")
+        said = f"the kernel has no {', '.join(missing)}"
+        if VERIFICATION in seen.functions:
+            return warning(
+                code, subject, f"{said}, so only its own keyrings can judge; for more use Linux 5.18 or later"
+            )
+        return problem(code, subject, f"{said}; use Linux 5.18 or later")
     return ok(code, subject, ", ".join(HELPERS))
 
 
@@ -147,7 +152,7 @@ def _jit(seen: Seen) -> Check:
 
 def _programs(seen: Seen) -> Check:
     code, subject = "programs", "kmodgate's programs"
-    if seen.functions is not None and SIGNATURE_CHECK not in seen.functions:
+    if seen.functions is not None and seen.functions.isdisjoint((SIGNATURE_CHECK, VERIFICATION)):
         return unknown(
             code, subject, "not tried: they attach to a function that this kernel lacks, see above"
         )
@@ -157,7 +162,8 @@ def _programs(seen: Seen) -> Check:
         return unknown(code, subject, "not tried; run as root to have the kernel's verifier look at them")
     if seen.load:
         return problem(code, subject, f"the kernel does not take them: {seen.load}")
-    return ok(code, subject, "the kernel's verifier takes them (loaded, not attached, unloaded)")
+    whose = "them" if seen.tried is None else f"those of {seen.tried}"
+    return ok(code, subject, f"the kernel's verifier takes {whose} (loaded, not attached, unloaded)")
 
 
 def _signatures(seen: Seen, purpose: Purpose, findings: Findings) -> Iterator[Check]:
@@ -201,6 +207,8 @@ def _signature_check(seen: Seen) -> Check:
     if not seen.facts.signatures.built:
         return warning(code, subject, "the kernel does not check them (CONFIG_MODULE_SIG=n)")
     if seen.functions is not None and SIGNATURE_CHECK not in seen.functions:
+        if VERIFICATION in seen.functions:
+            return ok(code, subject, f"checked by the kernel, seen at {VERIFICATION}() only")
         return problem(
             code,
             subject,

@@ -17,16 +17,18 @@ from .seen import Seen
 
 HELPERS: Final = ("bpf_loop", "bpf_task_storage_get", "bpf_copy_from_user_task", "bpf_d_path")
 SIGNATURE_CHECK: Final = "module_sig_check"
+VERIFICATION: Final = "mod_verify_sig"
+"""What ``bpf-lsm-basic`` attaches to: older kernels have the other one inlined."""
 LSM_HOOKS: Final = ("bpf_lsm_kernel_read_file", "bpf_lsm_kernel_load_data", "bpf_lsm_locked_down")
 SECURITY_CALLS: Final = ("security_kernel_read_file", "security_kernel_load_data", "security_locked_down")
 MEMCG_ACCOUNTING: Final = "bpf_ktime_get_coarse_ns"
 """Came with the kernel that charges BPF memory to the cgroup and forgets RLIMIT_MEMLOCK (5.11)."""
 
-ASKED: Final = (*HELPERS, SIGNATURE_CHECK, *LSM_HOOKS, *SECURITY_CALLS, MEMCG_ACCOUNTING)
+ASKED: Final = (*HELPERS, SIGNATURE_CHECK, VERIFICATION, *LSM_HOOKS, *SECURITY_CALLS, MEMCG_ACCOUNTING)
 """All names that are looked up in the kernel's BTF."""
 
 MACHINES: Final = ("x86_64", "aarch64")
-IMPLEMENTED: Final = frozenset({Backend.BPF_LSM})
+IMPLEMENTED: Final = frozenset({Backend.BPF_LSM, Backend.BPF_LSM_BASIC})
 """The rungs that this version can stand on."""
 
 
@@ -69,9 +71,17 @@ def rungs(seen: Seen) -> tuple[Rung, ...]:
     return tuple(
         _rung(backend, enforces, needs)
         for backend, enforces, needs in (
-            (Backend.BPF_LSM, "every load", _with_ours(seen, [*_lsm(seen), *_full(seen)])),
+            (
+                Backend.BPF_LSM,
+                "every load",
+                _with_ours(seen, Backend.BPF_LSM, [*_lsm(seen), *_full(seen)]),
+            ),
             (Backend.BPF_FMOD_RET, _fmod_ret_enforces(seen), [*_full(seen), *_security_calls(seen)]),
-            (Backend.BPF_LSM_BASIC, "LoadPin and the kernel's keyrings", [*_lsm(seen), *_trampolines(seen)]),
+            (
+                Backend.BPF_LSM_BASIC,
+                "LoadPin and the kernel's keyrings; no configured certificates, no revocations",
+                _with_ours(seen, Backend.BPF_LSM_BASIC, [*_lsm(seen), *_basic(seen)]),
+            ),
             (Backend.BCC, _bcc_enforces(seen), list(_bcc(seen))),
             (Backend.TRACEFS, _tracefs_enforces(seen), list(_tracefs(seen))),
         )
@@ -150,20 +160,32 @@ def _full(seen: Seen) -> Iterator[Need]:
         )
 
 
+def _basic(seen: Seen) -> Iterator[Need]:
+    """The kernel's own signature check, seen from outside."""
+    yield from _trampolines(seen)
+    if seen.facts.btf:
+        met, missing = _names(seen, (VERIFICATION,))
+        yield Need(
+            met,
+            f"no function {missing}() to attach to: use a kernel with CONFIG_MODULE_SIG=y",
+            _functions_unseen(seen),
+        )
+
+
 def _functions_unseen(seen: Seen) -> str:
     if seen.live:
         return "the kernel's functions: make /sys/kernel/btf/vmlinux readable"
     return "the kernel's functions: put its image in boot/vmlinuz-RELEASE, or ask the running node"
 
 
-def _with_ours(seen: Seen, kernel: list[Need]) -> list[Need]:
+def _with_ours(seen: Seen, backend: Backend, kernel: list[Need]) -> list[Need]:
     """The kernel's part, and what kmodgate's programs met on it; that only echoes a missing part."""
     machines = " and ".join(MACHINES)
     needs = [
         *kernel,
         Need(seen.machine in {None, *MACHINES}, f"machine type {seen.machine}: only {machines} work", ""),
     ]
-    if all(need.met is not False for need in needs):
+    if seen.tried in {None, backend} and all(need.met is not False for need in needs):
         needs.append(Need(not seen.libbpf, seen.libbpf or "", ""))
         needs.append(Need(not seen.load, f"the kernel does not take the programs: {seen.load}", ""))
     return needs

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kmodgate.config import ListenAddress
 from kmodgate.errors import HookError, NodeError
+from kmodgate.model import Backend
 from kmodgate.node import NodePaths, read_facts
 from kmodgate.node.bpf import read_bpffs, read_btf_names, read_pinned
 from kmodgate.node.crypto import read_crypto
@@ -60,7 +61,7 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
     if facts.release is None:
         raise NodeError(f"{paths.proc} tells no kernel release; is this Linux, with procfs mounted?")
     process = read_process(paths)
-    libbpf, load = _try_programs(process, own=own)
+    libbpf, load, tried = _try_programs(process, own=own)
     kconfig = read_kconfig(paths, facts.release)
     crypto = read_crypto(paths)
     return Seen(
@@ -80,6 +81,7 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
         jit=_read_jit(paths),
         libbpf=libbpf,
         load=load,
+        tried=tried,
         agent=None if listen is None else _ask_agent(listen),
     )
 
@@ -89,27 +91,29 @@ def _read_jit(paths: NodePaths) -> bool | None:
     return None if word is None else word != "0"
 
 
-def _try_programs(process: ProcessFacts, *, own: bool) -> tuple[str | None, str | None]:
-    """Why libbpf or the programs are missing, and what the kernel's verifier says to them.
+def _try_programs(process: ProcessFacts, *, own: bool) -> tuple[str | None, str | None, Backend | None]:
+    """Why libbpf or the programs are missing, what the kernel's verifier says to them, and to whose.
 
-    Nothing is attached: the programs are gone again before this returns.
+    Those of the best rung are tried, as far as the kernel itself goes; how it was booted is
+    judged elsewhere. Nothing is attached: the programs are gone again before this returns.
     """
     if not own:
-        return None, None
-    from kmodgate.hooks.bpf import BpfBackend  # noqa: PLC0415  # libbpf, only where it is used
+        return None, None, None
+    from kmodgate.hooks.choice import Features, choose, missing_parts  # noqa: PLC0415  # libbpf
 
+    missing = missing_parts()
+    if missing or not all(process.may(item) for item in (Capability.CAP_BPF, Capability.CAP_PERFMON)):
+        return missing, None, None
     try:
-        backend = BpfBackend()
+        choice = choose(Features.probe(lsm_active=None))
     except HookError as error:
-        return _one_line(error), None
-    with backend:
-        if not all(process.may(item) for item in (Capability.CAP_BPF, Capability.CAP_PERFMON)):
-            return "", None
-        try:
+        return "", _one_line(error), None
+    try:
+        with choice.open() as backend:
             backend.load()
-        except HookError as error:
-            return "", _one_line(error)
-    return "", ""
+    except HookError as error:
+        return "", _one_line(error), choice.backend
+    return "", "", choice.backend
 
 
 def _one_line(error: HookError) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kmodgate.rungs import refusals
+
 from .checks import checks
 from .ladder import Rung, rungs
 from .line import Check, State
@@ -55,7 +57,9 @@ def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
         against = [problem for rung in usable for problem in rung.problems]
     if against:
         return Diagnosis(Answer.NO, tuple(against), ladder, lines)
-    if not any(rung.offered for rung in usable):
+    best = next((rung for rung in usable if rung.offered), None)
+    if best is None:
         unseen = [text for rung in usable for text in rung.unseen]
         return Diagnosis(Answer.UNKNOWN, tuple(dict.fromkeys(unseen)), ladder, lines)
-    return Diagnosis(Answer.YES, (), ladder, lines)
+    lacking = refusals(best.backend, purpose.policy, configured_certificates=bool(purpose.trust))
+    return Diagnosis(Answer.NO if lacking else Answer.YES, lacking, ladder, lines)

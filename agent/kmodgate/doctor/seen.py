@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from kmodgate.model import EffectivePolicy
+from kmodgate.model import Backend, EffectivePolicy
 from kmodgate.node import NodeFacts
 from kmodgate.node.process import ProcessFacts
 from kmodgate.signature import KernelProfile, TrustStore
@@ -66,6 +66,7 @@ class Seen:
         tracefs: it is there to be mounted or is mounted.
         jit: ``net.core.bpf_jit_enable`` is not 0.
         libbpf: why libbpf or the programs are missing; empty when they are here.
+        tried: the rung whose programs these two are about; None when they are about all of them.
         load: how loading the programs went: empty when the kernel took them, else what it
             said; None when it was not tried.
         now: the clock, UTC.
@@ -88,6 +89,7 @@ class Seen:
     jit: bool | None = None
     libbpf: str | None = None
     load: str | None = None
+    tried: Backend | None = None
     agent: AgentSeen | None = None
 
     def option(self, name: str) -> bool | None:

@@ -20,10 +20,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from kmodgate.errors import HookError
-from kmodgate.model import Api, By, Decision, KernelHistogram, Reason, Verdict, Verification
+from kmodgate.model import Api, Backend, By, Decision, KernelHistogram, Reason, Verdict, Verification
 from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
@@ -31,7 +31,6 @@ from .pins import Pins
 
 log = logging.getLogger(__name__)
 
-OBJECT_NAME: Final = "kmodgate.bpf.o"
 _SYS_INIT_MODULE: Final = {"x86_64": 175, "aarch64": 105}
 _PROBE_IMAGE: Final = bytes(128)  # long enough to be looked at, and no ELF file
 _HEARTBEAT_MAX_AGE: Final = 3_000_000_000
@@ -77,11 +76,18 @@ class BpfBackend:
     ``answer`` and ``done``, which any thread may call.
 
     Attributes:
+        backend: the rung of the ladder.
+        object_name: file of the compiled programs, beside this module.
+        required: kernel functions without which nothing can be enforced, one of them at least.
+        optional: kernel functions whose programs are left out where they are missing.
         adopted: programs of an earlier agent were in force when this one came.
         last_seen: CLOCK_BOOTTIME seconds of an earlier agent's last sign of life; None for none.
     """
 
-    name: Final = "bpf-lsm"
+    backend: ClassVar[Backend] = Backend.BPF_LSM
+    object_name: ClassVar[str] = "kmodgate.bpf.o"
+    required: ClassVar[tuple[str, ...]] = ("module_sig_check",)
+    optional: ClassVar[tuple[str, ...]] = _SYSCALLS
 
     def __init__(self, data: bytes | None = None, *, pins: Pins | None = None) -> None:
         """Open the object that is shipped with the package, or ``data``.
@@ -96,19 +102,19 @@ class BpfBackend:
         self.timings: dict[str, float] = {}
         start = time.perf_counter()
         libbpf.few_arenas()
-        present = libbpf.kernel_functions((*_SYSCALLS, "module_sig_check"))
-        if "module_sig_check" not in present:
+        present = libbpf.kernel_functions((*self.optional, *self.required))
+        if not present.intersection(self.required):
             raise HookError(
-                "the kernel's BTF has no module_sig_check(): CONFIG_MODULE_SIG is off, or the compiler "
+                f"the kernel's BTF has no {self.required[0]}(): CONFIG_MODULE_SIG is off, or the compiler "
                 "inlined it; signatures cannot be enforced through this backend"
             )
         self.syscalls: Final = tuple(name for name in _SYSCALLS if name in present)
 
         def wanted(section: str) -> bool:
             target = section.partition("/")[2]
-            return target not in _SYSCALLS or target in present
+            return target not in self.optional or target in present
 
-        shipped = data if data is not None else _shipped_object()
+        shipped = data if data is not None else shipped_object(self.object_name)
         self._key: Final = int.from_bytes(hashlib.sha256(shipped).digest()[:8], "little")
         self._object: Final = libbpf.Object(shipped, wanted)
         self._links: dict[str, libbpf.Link | libbpf.PinnedLink] = {}
@@ -144,6 +150,22 @@ class BpfBackend:
             self._object.pin_maps(self._pins.maps)
         self._object.set_constant(_INSTANCE_SECTION, self._instance.to_bytes(4, "little"))
         self._object.load()
+        self._open_maps()
+        if self._pins is not None:
+            self.last_seen = self._control.seen / 1e9 or None
+        libbpf.give_memory_back()
+        self.timings["load"] = time.perf_counter() - start
+
+    def _open_maps(self) -> None:
+        """Map into memory what is read and written often, and open the rings."""
+        self._open_tables()
+        self._answers = self._object.map("answers")
+        self._done = self._object.map("done")
+        self.question_ring = libbpf.RingBuffer(self._object.map("questions"))
+        self._remember_answers()
+
+    def _open_tables(self) -> None:
+        """What all rungs have."""
         self._control = abi.Control.from_buffer(self._shared("control", ctypes.sizeof(abi.Control)))
         table = abi.TABLE_COPIES * TABLE_SIZE
         self._table = (abi.Decision * table).from_buffer(
@@ -152,19 +174,11 @@ class BpfBackend:
         self._counters = self._numbers("counters", abi.COUNTERS)
         self._stats = self._numbers("stats", len(abi.Stat))
         self._histograms = self._numbers("histograms", abi.HISTOGRAM_ROW * len(abi.Histogram))
-        self._answers = self._object.map("answers")
-        self._done = self._object.map("done")
         self.event_ring = libbpf.RingBuffer(self._object.map("events"))
-        self.question_ring = libbpf.RingBuffer(self._object.map("questions"))
         self._control.heartbeat_max_age = _HEARTBEAT_MAX_AGE
         self._control.probe = 0  # of an agent that was killed in the middle of one
         if not self._control.trust_generation:
             self._control.trust_generation = 1
-        if self._pins is not None:
-            self.last_seen = self._control.seen / 1e9 or None
-        self._remember_answers()
-        libbpf.give_memory_back()
-        self.timings["load"] = time.perf_counter() - start
 
     def _adopt(self, pins: Pins) -> None:
         """See what an earlier agent has left in force, and take its programs if they are the same.
@@ -384,7 +398,7 @@ class BpfBackend:
                 not the node's first process, and no question could be followed to its asker.
         """
         who = abi.Introduction(fd=root_fd)
-        result = self._object.programs["kmg_introduce"].test_run(who)
+        result = self._identify(who)
         if result:
             raise HookError(f"the pinned root cannot be identified: {os.strerror(-result)}")
         if who.task >> 32 != os.getpid():
@@ -396,6 +410,10 @@ class BpfBackend:
         self._control.root_superblock = who.superblock
         self._task = who.task
         return who.device >> 20, who.device & 0xFFFFF
+
+    def _identify(self, who: abi.Introduction) -> int:
+        """Have the kernel fill ``who``; 0, or a negative errno."""
+        return self._object.programs["kmg_introduce"].test_run(who)
 
     @property
     def root_pinned(self) -> bool:
@@ -448,6 +466,10 @@ class BpfBackend:
         self._done.update(question.to_bytes(8, "little"), (1).to_bytes(4, "little"))
 
     # --- what the programs tell the agent ----------------------------------------------
+
+    def rings(self) -> tuple[libbpf.RingBuffer, ...]:
+        """What to wait on: the ring of events last, before it that of questions if there is one."""
+        return self.question_ring, self.event_ring
 
     def questions(self) -> Iterator[abi.Question]:
         """Questions that wait, oldest first."""
@@ -575,11 +597,10 @@ def _attach_rank(section: str) -> int:
     return 2 if target in ("kernel_read_file", "kernel_load_data") else 1
 
 
-def _shipped_object() -> bytes:
-    resource = resources.files(__package__).joinpath(OBJECT_NAME)
+def shipped_object(name: str) -> bytes:
+    """A compiled object of the package, by its file name. Raises HookError when it was not built."""
+    resource = resources.files(__package__).joinpath(name)
     try:
         return resource.read_bytes()
     except FileNotFoundError:
-        raise HookError(
-            f"{OBJECT_NAME} is not in the package; from a source tree, build it: make bpf"
-        ) from None
+        raise HookError(f"{name} is not in the package; from a source tree, build it: make bpf") from None

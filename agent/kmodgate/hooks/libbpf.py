@@ -25,6 +25,7 @@ _MESSAGE_BYTES: Final = 1 << 20  # a verifier log can be long, and its end is wh
 _MESSAGE_TAIL: Final = 1500
 _NO_PREVIOUS: Final = None
 _M_ARENA_MAX: Final = -8  # malloc.h
+_PROG_TYPE_RAW_TRACEPOINT: Final = 17  # include/uapi/linux/bpf.h
 
 
 class _TestRunOpts(ctypes.Structure):
@@ -118,6 +119,9 @@ def _open_library() -> ctypes.CDLL:
         "ring_buffer__consume": (integer, (pointer,)),
         "ring_buffer__epoll_fd": (integer, (pointer,)),
         "ring_buffer__free": (None, (pointer,)),
+        "libbpf_probe_bpf_helper": (integer, (integer, integer, pointer)),
+        "libbpf_probe_bpf_map_type": (integer, (integer, pointer)),
+        "libbpf_probe_bpf_prog_type": (integer, (integer, pointer)),
         "btf__load_vmlinux_btf": (pointer, ()),
         "btf__find_by_name_kind": (ctypes.c_int32, (pointer, text, u32)),
         "btf__free": (None, (pointer,)),
@@ -449,3 +453,25 @@ def kernel_functions(names: Iterable[str]) -> frozenset[str]:
         )
     finally:
         _library.lib.btf__free(btf)
+
+
+# --- what the kernel offers ---------------------------------------------------------------
+#
+# Each asks the kernel by loading a program or creating a map of two instructions or one element.
+# Raises HookError where that is not allowed at all.
+
+
+def has_helper(helper: int) -> bool:
+    """Whether the kernel has a helper (BPF_FUNC_*) that a raw tracepoint program may call."""
+    probe = _library.lib.libbpf_probe_bpf_helper
+    return bool(_library.integer("helper probe", probe(_PROG_TYPE_RAW_TRACEPOINT, helper, None)))
+
+
+def has_map_type(kind: int) -> bool:
+    """Whether the kernel has a type of map (BPF_MAP_TYPE_*)."""
+    return bool(_library.integer("map probe", _library.lib.libbpf_probe_bpf_map_type(kind, None)))
+
+
+def has_program_type(kind: int) -> bool:
+    """Whether the kernel has a type of program (BPF_PROG_TYPE_*)."""
+    return bool(_library.integer("program probe", _library.lib.libbpf_probe_bpf_prog_type(kind, None)))

@@ -4,8 +4,8 @@
 No BPF here: directories, names and a lock. Layout, below a BPF file system::
 
     /sys/fs/bpf/kmodgate/            locked by the agent that runs
-        abi-3/maps/NAME              of bpf/kmodgate.h's KMG_ABI: never read as another one
-        abi-3/links/7/PROGRAM        attachments of generation 7
+        abi-3-bpf-lsm/maps/NAME      of bpf/kmodgate.h's KMG_ABI: never read as another one
+        abi-3-bpf-lsm/links/7/PROGRAM   attachments of generation 7
 
 What is pinned in a pod must lie on the host's BPF file system: a pod's own goes with it.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from kmodgate.errors import HookError
+from kmodgate.model import Backend
 from kmodgate.node import NodePaths
 from kmodgate.node.mounts import parse_mountinfo
 from kmodgate.node.paths import read_text
@@ -37,14 +38,17 @@ class Pins:
     """The pins of this version's records.
 
     Args:
+        backend: whose maps; those of rungs differ.
         root: a directory on a BPF file system; made when it is missing.
         paths: where mounts are looked up.
     """
 
-    def __init__(self, root: Path = ROOT, paths: NodePaths | None = None) -> None:
+    def __init__(
+        self, backend: Backend = Backend.BPF_LSM, *, root: Path = ROOT, paths: NodePaths | None = None
+    ) -> None:
         self.root: Final = root
         self._paths = paths or NodePaths()
-        self.home: Final = root / f"abi-{abi.ABI}"
+        self.home: Final = root / f"abi-{abi.ABI}-{backend}"
         self.maps: Final = self.home / "maps"
         self._links: Final = self.home / "links"
         self._lock: int | None = None

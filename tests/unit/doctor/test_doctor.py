@@ -92,7 +92,7 @@ def test_the_ladder_of_a_good_node() -> None:
     ladder = rungs(GOOD)
     assert [rung.backend for rung in ladder] == [item for item in Backend if item is not Backend.NONE]
     assert [rung.offered for rung in ladder] == [True, True, True, False, True]
-    assert [rung.implemented for rung in ladder] == [True, False, False, False, False]
+    assert [rung.implemented for rung in ladder] == [True, False, True, False, False]
     assert "linux-headers-6.1.0-28-amd64" in ladder[3].problems[0]
 
 
@@ -136,7 +136,7 @@ def test_the_ladder_of_a_good_node() -> None:
             "loadpin.exclude=kernel-module",
         ),
         (
-            replace(GOOD, functions=frozenset(ASKED) - {"bpf_loop"}),
+            replace(GOOD, functions=frozenset(ASKED) - {"bpf_loop", "mod_verify_sig"}),
             "helpers",
             State.PROBLEM,
             "no bpf_loop; use Linux 5.18",
@@ -231,6 +231,21 @@ def test_an_old_kernel_keeps_the_basic_rung() -> None:
     assert ladder[Backend.BPF_FMOD_RET].offered is False
     assert ladder[Backend.BPF_LSM_BASIC].offered is True
     assert "bpf_loop" in ladder[Backend.BPF_LSM].problems[0]
+    assert states(seen)["helpers"] is State.WARNING
+    assert diagnose(seen, ENFORCE).answer is Answer.YES
+
+
+def test_the_basic_rung_is_no_answer_to_what_needs_a_digest() -> None:
+    old = replace(GOOD, functions=frozenset(ASKED) - {*HELPERS, "module_sig_check"})
+    assert diagnose(old, ENFORCE).answer is Answer.YES
+    for purpose, word in (
+        (replace(ENFORCE, policy=replace(ENFORCE.policy, kernel_keyrings=False)), "trust.kernelKeyrings"),
+        (replace(LOAD_PIN, policy=replace(LOAD_PIN.policy, revocations=True)), "revoked"),
+    ):
+        found = diagnose(old, purpose)
+        assert found.answer is Answer.NO
+        assert word in found.because[0]
+        assert diagnose(GOOD, purpose).answer is Answer.YES
 
 
 def test_the_weakness_of_fmod_ret_is_named() -> None:
@@ -351,8 +366,8 @@ def test_an_image_is_judged_by_its_newest_kernel(tmp_path: Path) -> None:
 
 
 def test_an_image_whose_kernel_lacks_a_helper_is_a_no(tmp_path: Path) -> None:
-    root = image(tmp_path, {"6.1.0": CONFIG}, tuple(name for name in ASKED if name != "bpf_loop"))
-    found = diagnose(look(root), ENFORCE)
+    names = tuple(name for name in ASKED if name not in {"bpf_loop", "mod_verify_sig"})
+    found = diagnose(look(image(tmp_path, {"6.1.0": CONFIG}, names)), ENFORCE)
     assert found.answer is Answer.NO
     assert "no bpf_loop" in found.because[0]
 
@@ -403,12 +418,12 @@ def test_text_and_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["RUNG", "NODE", "KMODGATE"]
     assert lines[1].split()[:4] == ["bpf-lsm", "no", "has", "it"]
-    assert all("not yet" in line for line in lines[2:6])
+    assert ["not yet" in line for line in lines[2:6]] == [True, False, True, True]
     assert "ENFORCE_SIGNED_MODULES cannot be enforced here:" in lines
     code, out, _ = run(capsys, "--root", root, "--output", "json")
     document = json.loads(out)
     assert (code, document["answer"]) == (1, "no")
-    assert [rung["implemented"] for rung in document["rungs"]] == [True, False, False, False, False]
+    assert [rung["implemented"] for rung in document["rungs"]] == [True, False, True, False, False]
     for reason in document["because"]:
         assert f"  - {reason}" in lines
 

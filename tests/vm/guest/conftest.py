@@ -15,10 +15,23 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from tests.vm import attack, lab
+from tests.vm import attack, kernels, lab, matrix
 
 if os.uname().nodename != "kmodgate-vm":  # loads modules: nowhere but in the guest
     collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(word): left out where kernels.py says that the kernel lacks it")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The one way in which a test is left out: by the table."""
+    for mark in item.iter_markers("needs"):
+        (word,) = mark.args
+        assert word in kernels.WORDS, f"{word}: no word of tests/vm/kernels.py"
+        if word not in kernels.this().capabilities:
+            pytest.skip(f"{matrix.LACKS}{word}")
 
 
 @pytest.fixture(scope="session")

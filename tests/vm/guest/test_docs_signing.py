@@ -86,6 +86,7 @@ def shell(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         lab.unload("kmgtest")
 
 
+@pytest.mark.needs("digests")
 def test_the_page_word_for_word(shell: subprocess.Popen[str], tmp_path: Path) -> None:
     assert shell.stdin is not None
     assert shell.stdout is not None

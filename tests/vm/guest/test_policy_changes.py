@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.vm import lab
+from tests.vm import kernels, lab
 
 
 def test_loadpin_decides_by_file_system(agent: lab.Agent, work: Path) -> None:
@@ -141,6 +142,7 @@ def test_a_config_that_cannot_be_used_changes_nothing(agent: lab.Agent, work: Pa
     agent.mark()
 
 
+@pytest.mark.needs("digests")
 def test_other_certificates_void_what_was_known(agent: lab.Agent, work: Path) -> None:
     assert lab.finit(work / "kmgtest.operator.ko").ok
     lab.unload("kmgtest")
@@ -160,6 +162,7 @@ def test_sighup_reads_the_config_again(agent: lab.Agent) -> None:
     agent.wait_for(lambda: agent.log().count("config reloaded") > count, "reload")
 
 
+@pytest.mark.needs("off-switch")
 def test_the_probe_notices_the_off_switch(agent: lab.Agent) -> None:
     switch = Path("/proc/sys/kernel/ftrace_enabled")
     assert lab.metrics()["kmodgate_enforcing"] == 1
@@ -172,3 +175,18 @@ def test_the_probe_notices_the_off_switch(agent: lab.Agent) -> None:
         switch.write_text("1")
     agent.wait_for(lambda: lab.get("/readyz")[0] == 200, "ready again", 15)
     assert lab.metrics()["kmodgate_enforcing"] == 1
+
+
+def test_the_off_switch_is_taken_or_refused_as_the_table_says(agent: lab.Agent, work: Path) -> None:
+    switch = Path("/proc/sys/kernel/ftrace_enabled")
+    if "off-switch" in kernels.this().capabilities:
+        switch.write_text("0")
+        switch.write_text("1")
+        agent.wait_for(lambda: lab.get("/readyz")[0] == 200, "readiness", 15)
+    else:
+        with pytest.raises(OSError, match="busy") as caught:
+            switch.write_text("0")
+        assert caught.value.errno == errno.EBUSY
+    assert lab.metrics()["kmodgate_enforcing"] == 1
+    assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+    agent.mark()

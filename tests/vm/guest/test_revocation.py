@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from tests.vm import lab
 
+pytestmark = pytest.mark.needs("digests")
+
 OPERATOR = lab.CERTS / "operator.pem"
 KERNEL = lab.CERTS / "kernel.pem"
 

@@ -69,6 +69,7 @@ def test_what_it_says_of_a_module_is_what_the_loader_sees(agent: lab.Agent, mixt
     agent.mark()
 
 
+@pytest.mark.needs("digests")
 def test_loaded_modules_are_paired_with_their_files(agent: lab.Agent, mixture: Path) -> None:
     assert lab.finit(mixture / "kmgtest.operator.ko").ok
     agent.mark()

@@ -54,6 +54,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.needs("digests")
 @pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("option", [[], ["--keyid"], ["--hash", "sha512"]], ids=["plain", "keyid", "sha512"])
 def test_a_signed_module_loads_where_its_certificate_is_trusted(

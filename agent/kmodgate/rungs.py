@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a policy asks for that a rung of the ladder cannot enforce. Pure.
+
+A policy that a rung cannot enforce is an error at start and at reload, never silence. What the
+node itself prevents on every rung is said by ``node.limits``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .model import Backend, EffectivePolicy, Policy
+
+NO_DIGEST = frozenset({Backend.BPF_LSM_BASIC})
+"""Rungs whose programs cannot tell the digest of what is loaded, nor wait for the agent."""
+
+
+def refusals(backend: Backend, policy: EffectivePolicy, *, configured_certificates: bool) -> tuple[str, ...]:
+    """Why this policy cannot be enforced on this rung, each with its remedy; empty when it can.
+
+    Args:
+        backend: the rung.
+        policy: what is to be enforced on it.
+        configured_certificates: the config names certificates of its own.
+    """
+    if backend not in NO_DIGEST:
+        return ()
+    return tuple(_without_digest(backend, policy, configured_certificates=configured_certificates))
+
+
+def _without_digest(
+    backend: Backend, policy: EffectivePolicy, *, configured_certificates: bool
+) -> Iterator[str]:
+    why = f"backend {backend} takes no digest of what is loaded (the kernel has no bpf_loop)"
+    remedy = "or use a node with Linux 5.18 or later"
+    enforce = policy.policy is Policy.ENFORCE
+    if enforce and configured_certificates:
+        yield (
+            f"{why}, so trust.certificates cannot admit anything; remove them and have the kernel trust the "
+            f"keys (mokutil --import, or build them in), {remedy}"
+        )
+    if enforce and not policy.kernel_keyrings:
+        yield f"{why}, so only the kernel's keyrings can judge; set trust.kernelKeyrings to true, {remedy}"
+    if policy.revocations:
+        yield (
+            f"{why}, so nothing can be revoked; remove trust.revoked and trust.revokedCertificates, {remedy}"
+        )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice among backends: by features alone, and what keeps a better one away is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kmodgate.config import BackendChoice
+from kmodgate.errors import HookError
+from kmodgate.hooks import choice
+from kmodgate.hooks.basic import BasicBackend
+from kmodgate.hooks.bpf import BpfBackend
+from kmodgate.hooks.choice import Features, choose
+from kmodgate.model import Backend
+
+HOOKS = {"bpf_lsm_kernel_read_file", "bpf_lsm_kernel_load_data", "bpf_lsm_locked_down"}
+HELPERS = {"bpf_copy_from_user_task", "bpf_d_path"}
+NEW = Features(
+    functions=frozenset({*HOOKS, *HELPERS, "module_sig_check", "mod_verify_sig"}),
+    lsm_programs=True,
+    loop=True,
+    task_storage=True,
+    syscall_programs=True,
+    lsm_active=True,
+)
+# What Debian's 5.10 shows.
+OLD = Features(
+    functions=frozenset({*HOOKS, "mod_verify_sig"}),
+    lsm_programs=True,
+    loop=False,
+    task_storage=False,
+    syscall_programs=False,
+    lsm_active=True,
+)
+
+
+def test_the_best_rung_is_taken() -> None:
+    found = choose(NEW)
+    assert (found.backend, found.passed_over) == (Backend.BPF_LSM, ())
+    assert choice.BACKENDS[found.backend] is BpfBackend
+
+
+def test_an_old_kernel_gets_the_basic_rung_and_hears_why() -> None:
+    found = choose(OLD)
+    assert found.backend is Backend.BPF_LSM_BASIC
+    assert choice.BACKENDS[found.backend] is BasicBackend
+    ((passed_over, lacks),) = found.passed_over
+    assert passed_over is Backend.BPF_LSM
+    assert set(lacks) == {
+        "no function module_sig_check() to attach to",
+        "no bpf_loop()",
+        "no task storage",
+        "no programs of type syscall",
+        "no bpf_copy_from_user_task()",
+        "no bpf_d_path()",
+    }
+
+
+@pytest.mark.parametrize(
+    ("without", "lacks"),
+    [
+        ({"loop": False}, "no bpf_loop()"),
+        ({"task_storage": False}, "no task storage"),
+        ({"syscall_programs": False}, "no programs of type syscall"),
+        ({"functions": NEW.functions - {"bpf_d_path"}}, "no bpf_d_path()"),
+        ({"functions": NEW.functions - {"module_sig_check"}}, "no function module_sig_check() to attach to"),
+    ],
+)
+def test_each_feature_counts(without: dict[str, object], lacks: str) -> None:
+    features = replace(NEW, **without)  # type: ignore[arg-type]  # each value has its field's type
+    assert choose(features).passed_over == ((Backend.BPF_LSM, (lacks,)),)
+    with pytest.raises(HookError, match=r"backend bpf-lsm cannot work on this kernel: no "):
+        choose(features, Backend.BPF_LSM)
+
+
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [
+        ({"lsm_active": False}, "bpf is not among the active security modules"),
+        ({"lsm_programs": False}, "CONFIG_BPF_LSM"),
+        ({"functions": NEW.functions - {"bpf_lsm_locked_down"}}, "CONFIG_BPF_LSM"),
+        ({"functions": frozenset({*HOOKS, *HELPERS})}, "no function mod_verify_sig()"),
+    ],
+)
+def test_where_no_rung_is_left_all_reasons_are_given(without: dict[str, object], words: str) -> None:
+    features = replace(NEW, **without)  # type: ignore[arg-type]  # each value has its field's type
+    with pytest.raises(HookError) as caught:
+        choose(features)
+    said = str(caught.value)
+    assert said.startswith("no backend can work on this kernel: bpf-lsm: ")
+    assert "| bpf-lsm-basic: " in said
+    assert words in said
+
+
+def test_a_list_of_security_modules_out_of_sight_is_no_refusal() -> None:
+    assert choose(replace(NEW, lsm_active=None)).backend is Backend.BPF_LSM
+
+
+def test_a_worse_rung_can_be_asked_for() -> None:
+    found = choose(NEW, Backend.BPF_LSM_BASIC)
+    assert (found.backend, found.passed_over) == (Backend.BPF_LSM_BASIC, ((Backend.BPF_LSM, ()),))
+
+
+def test_what_is_not_there_is_not_replaced_by_something_else() -> None:
+    with pytest.raises(HookError, match="backend tracefs is not in this version"):
+        choose(NEW, Backend.TRACEFS)
+
+
+def test_every_word_of_the_config_names_a_rung() -> None:
+    assert BackendChoice.AUTO.rung is None
+    assert {word.rung for word in BackendChoice if word is not BackendChoice.AUTO} == set(Backend) - {
+        Backend.NONE
+    }
