@@ -47,7 +47,7 @@ def pest_byte(module: bytes) -> tuple[int, bytes, bytes]:
 
 
 class Signer:
-    """A key of this run, whose certificate the node trusts: makes modules that nobody has seen before."""
+    """A key of this run, whose certificate the node trusts: makes modules that nobody has seen."""
 
     def __init__(self, directory: Path) -> None:
         self._key, self.certificate = directory / "attack.key", directory / "attack.pem"
@@ -224,7 +224,7 @@ def in_child(act: Callable[[], lab.Loaded]) -> str:
         finally:
             os._exit(0)
     os.close(writer)
-    with open(reader, "rb") as pipe:
+    with os.fdopen(reader, "rb") as pipe:
         said = pipe.read().decode()
     status = os.waitpid(child, 0)[1]
     return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else said

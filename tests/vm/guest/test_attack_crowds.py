@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def crowd(acts: Sequence[Callable[[], lab.Loaded]], *, patience: float = 120.0) 
     os.close(start_writer)
     signal.alarm(int(patience))
     try:
-        with open(reader) as said:
+        with os.fdopen(reader) as said:
             lines = sorted((int(number), result) for number, result in map(str.split, said))
     finally:
         signal.alarm(0)
@@ -61,7 +62,7 @@ def test_a_crowd_of_loaders_of_one_file(watch: attack.Watch) -> None:
     """First one that nobody trusts and nobody knows; then one that all may have."""
     for path, outcomes in ((watch.pest_file(), {REFUSED}), (watch.signer.fresh_file(watch.directory), TAKEN)):
         before = dict(watch.moves())
-        results = crowd([lambda path=path: lab.finit(path)] * CROWD)
+        results = crowd([partial(lab.finit, path)] * CROWD)
         assert len(results) == CROWD
         assert set(results) <= outcomes
         expected(watch, before, CROWD)
@@ -81,7 +82,7 @@ def test_a_crowd_of_loaders_of_many_files(watch: attack.Watch) -> None:
         pests.append(path)
     before = dict(watch.moves())
     files = [*pests[:30], *good, *pests[30:]]
-    results = crowd([lambda path=path: lab.finit(path) for path in files])
+    results = crowd([partial(lab.finit, path) for path in files])
     for path, result in zip(files, results, strict=True):
         # Under such a load a file that nobody knows may find the agent too busy: refused as well.
         assert result in ({REFUSED, *TAKEN} if path in good else {REFUSED}), path

@@ -127,7 +127,7 @@ def test_memory_that_goes_away(watch: attack.Watch) -> None:
     size = -(-len(data) // PAGE) * PAGE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.write(data)
-    gone, there = mmap.PROT_NONE, mmap.PROT_READ | mmap.PROT_WRITE
+    gone, there = 0, mmap.PROT_READ | mmap.PROT_WRITE
 
     def come_and_go() -> None:
         for protection in (gone, there):

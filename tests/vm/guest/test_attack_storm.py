@@ -27,7 +27,7 @@ Outcomes = Counter[tuple[int, str, str]]  # file, call, errno
 
 def storm(files: list[Path]) -> Outcomes:
     """What came of every attempt, as the loaders saw it."""
-    command = [TOOL, str(PROCESSES), str(ATTEMPTS), attack.GOOD, str(HOLD), *files]
+    command: list[str | Path] = [TOOL, str(PROCESSES), str(ATTEMPTS), attack.GOOD, str(HOLD), *files]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     *lines, last = done.stdout.splitlines() or [""]
     assert (done.returncode, last) == (0, "done"), done
@@ -41,7 +41,9 @@ def storm(files: list[Path]) -> Outcomes:
 def records(agent: lab.Agent) -> float:
     """Records that the event log wrote, left out or lost: all that were made."""
     samples = lab.metrics()
-    lost = sum(v for k, v in samples.items() if k.startswith("kmodgate_events_lost_total") and "question" not in k)
+    lost = sum(
+        v for k, v in samples.items() if k.startswith("kmodgate_events_lost_total") and "question" not in k
+    )
     left_out = sum(v for k, v in samples.items() if k.startswith("kmodgate_events_suppressed_total"))
     return len(agent.events()) + lost + left_out
 
@@ -76,7 +78,11 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
         lab.unload(attack.GOOD)
     records_before = settled(watch.agent)
     before = dict(watch.moves())
-    denied, allowed, shared = (watch.moved(verdict="deny"), watch.moved(verdict="allow"), watch.moved(by="shared"))
+    denied, allowed, shared = (
+        watch.moved(verdict="deny"),
+        watch.moved(verdict="allow"),
+        watch.moved(by="shared"),
+    )
 
     began = time.monotonic()
     outcomes = storm(files)
