@@ -54,7 +54,7 @@ class Signer:
         self._directory = directory
         self._count = 0
         run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-            "-keyout", self._key, "-out", self.certificate, "-subj", "/CN=attack tests", "-days", "9")  # fmt: skip
+            "-keyout", self._key, "-out", self.certificate, "-subj", "/CN=attacks", "-days", "9")  # fmt: skip
 
     def fresh(self) -> bytes:
         """A trusted module with a digest of its own."""
