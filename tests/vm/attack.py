@@ -144,7 +144,7 @@ class Watch:
             "misses": "kmodgate_program_misses_total",
             **{
                 kind: f'kmodgate_kernel_errors_total{{kind="{kind}"}}'
-                for kind in ("redecided", "loaded_unseen", "refused_early", "abandoned")
+                for kind in ("redecided", "loaded_unseen", "refused_early", "storage_failed")
             },
         }
         moved = {short: now[name] - before[name] for short, name in names.items()}

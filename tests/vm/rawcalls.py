@@ -153,7 +153,8 @@ _PAGEFAULT: Final = 0x12
 def faulting(size: int, page_for: Callable[[int, int], bytes]) -> Iterator[mmap.mmap]:
     """Memory whose pages are made when they are read: ``page_for(page, how many were made before)``.
 
-    ``madvise(MADV_DONTNEED)`` throws pages away, so that the next reader gets others.
+    ``madvise(MADV_DONTNEED)`` throws pages away, so that the next reader gets others. Only the
+    kernel may read it: Python would hold its lock while it waits for the thread that makes pages.
     """
     fd = checked(libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK), "userfaultfd")
     over = threading.Event()

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import mmap
 import os
+import random
 import signal
 import threading
 import time
@@ -91,12 +92,15 @@ def test_memory_that_is_a_file(watch: attack.Watch) -> None:
 
 
 def test_pages_that_are_made_for_each_reader(watch: attack.Watch) -> None:
-    """userfaultfd: the page with the byte that matters is another one at every second fault."""
+    """userfaultfd: nobody can tell which page the next reader gets."""
     good = watch.signer.fresh()
     faces = [good, attack.pest_of(good)]
+    # The agent cannot read a page that is missing (EFAULT), so it has to know the good one before.
+    assert lab.init(good).ok
+    lab.unload(attack.GOOD)
 
-    def page(number: int, made: int) -> bytes:
-        return faces[made % 2][number * PAGE : (number + 1) * PAGE]
+    def page(number: int, _made: int) -> bytes:
+        return random.choice(faces)[number * PAGE : (number + 1) * PAGE]
 
     with faulting(len(good), page) as memory:
 

@@ -87,6 +87,9 @@ def test_enforce_and_loadpin_and_nothing_in_turn(watch: attack.Watch) -> None:
     assert {"ok", "EPERM", REFUSED} <= {result for _, result in seen}
     fits = {
         (lab.ENFORCE, "deny", "bad_signature", REFUSED),
+        # Each change voids what was known, and the agent is busy with the changes.
+        (lab.ENFORCE, "deny", "hold_timeout", REFUSED),
+        (lab.ENFORCE, "deny", "agent_unavailable", REFUSED),
         (lab.DO_NOT_ENFORCE, "deny", "outside_pinned_root", "EPERM"),
         (lab.DO_NOT_ENFORCE, "deny", "no_file", "EPERM"),
         (lab.DO_NOT_ENFORCE, "allow", "not_restricted", None),
