@@ -151,6 +151,13 @@ class Watch:
         return {**moved, "counted": lab.counted(now) - lab.counted(before)}
 
 
+def configure(agent: lab.Agent, text: str, *, seconds: float = 180.0) -> None:
+    """Like ``Agent.configure``, with patience for an agent that loaders keep from its work."""
+    count = agent.log().count("config reloaded")
+    agent.rewrite(text)
+    agent.wait_for(lambda: agent.log().count("config reloaded") > count, "reload", seconds)
+
+
 def run(*words: str | Path) -> str:
     """Run a program that must succeed; its output."""
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -188,7 +195,7 @@ def until_seen(
     *,
     may: Iterable[str] = (),
     rounds: int = 40,
-    seconds: float = 60.0,
+    seconds: float = 180.0,
 ) -> Counter[str]:
     """Repeat a load until each outcome of ``must`` was seen, so that the race is known to be one.
 

@@ -16,7 +16,8 @@ class Kernel:
     Attributes:
         decompresses: what the kernel unpacks by itself with ``MODULE_INIT_COMPRESSED_FILE``
             (``/sys/module/compression``); None where it does not.
-        without_decompression: what that flag meets there; None where it is known.
+        without_decompression: what that flag meets there, by Python's name (EOPNOTSUPP is the
+            same number); None where it is known.
         shares_loads: tasks that load one inode at once get the first one's result (since 6.5).
     """
 
@@ -26,7 +27,7 @@ class Kernel:
 
 
 KERNELS: Final[Mapping[str, Kernel]] = {
-    "6.1": Kernel(decompresses=None, without_decompression="EOPNOTSUPP", shares_loads=False),
+    "6.1": Kernel(decompresses=None, without_decompression="ENOTSUP", shares_loads=False),
     "6.12": Kernel(decompresses="xz", without_decompression=None, shares_loads=True),
     "7.2": Kernel(decompresses="xz", without_decompression=None, shares_loads=True),
 }

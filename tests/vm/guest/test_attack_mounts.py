@@ -309,7 +309,7 @@ def test_only_the_pinned_root_counts_whatever_is_mounted_where(watch: attack.Wat
     (inside / "module.ko").write_bytes(unsigned)
     (inside / "lower").mkdir()
     (inside / "lower/pest.ko").write_bytes(pest)
-    watch.agent.configure(watch.signer.config(lab.DO_NOT_ENFORCE))
+    attack.configure(watch.agent, watch.signer.config(lab.DO_NOT_ENFORCE))
 
     def refused(what: str, load: Callable[[], lab.Loaded]) -> None:
         assert load().result == "EPERM", what
