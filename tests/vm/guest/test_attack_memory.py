@@ -56,7 +56,7 @@ def test_memory_that_another_process_changes(watch: attack.Watch) -> None:
         memory[place : place + 1] = good
 
     with another_process(change):
-        attack.until_seen(lambda: init_at(address_of(memory), len(data)), {"ok", REFUSED}, rounds=80)
+        attack.until_seen(lambda: init_at(address_of(memory), len(data)), {"ok", REFUSED})
 
 
 def test_memory_that_changes_slowly(watch: attack.Watch) -> None:
@@ -71,7 +71,7 @@ def test_memory_that_changes_slowly(watch: attack.Watch) -> None:
             time.sleep(0.003)
 
     with another_process(change):
-        attack.until_seen(lambda: init_at(address_of(memory), len(good)), {"ok", REFUSED}, rounds=80)
+        attack.until_seen(lambda: init_at(address_of(memory), len(good)), {"ok", REFUSED})
 
 
 def test_memory_that_is_a_file(watch: attack.Watch) -> None:
