@@ -120,6 +120,22 @@ static __always_inline bool kmg_asks_for_signature(enum lockdown_reason what)
 	return what == bpf_core_enum_value(enum lockdown_reason, LOCKDOWN_MODULE_SIGNATURE);
 }
 
+#ifndef KMG_FMOD_RET
+/*
+ * Makes the state of a load before the sleepable program asks for it. Storage that a sleepable
+ * program creates is allocated with GFP_KERNEL under the storage's per-CPU busy count (6.1), and
+ * where that gives the CPU away every other load on it finds its storage busy and is refused.
+ * Attached later than the sleepable one, and therefore run before it.
+ */
+SEC("lsm/kernel_read_file")
+int BPF_PROG(kmg_make_state, struct file *file, enum kernel_read_file_id id, bool contents, int ret)
+{
+	if (!ret && kmg_reads_module(id))
+		bpf_task_storage_get(&loads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	return ret;
+}
+#endif
+
 static __always_inline int kmg_begin_finit(struct file *file)
 {
 	struct kmg_control *c = kmg_control();

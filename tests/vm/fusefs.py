@@ -14,7 +14,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -52,10 +52,8 @@ class _Server:
         return _ATTR.pack(node, size, -(-size // 512), 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
     def _reply(self, unique: int, body: bytes = b"", error: int = 0) -> None:
-        try:
+        with suppress(FileNotFoundError):  # the reader was interrupted
             os.write(self._fd, _OUT.pack(_OUT.size + len(body), -error, unique) + body)
-        except FileNotFoundError:
-            pass  # the reader was interrupted
 
     def _read(self, reader: int, offset: int, size: int, unique: int) -> None:
         self.reads.append(reader)

@@ -26,7 +26,8 @@ class Kernel:
         rung: where kmodgate stands on it.
         decompresses: what the kernel unpacks by itself with ``MODULE_INIT_COMPRESSED_FILE``
             (``/sys/module/compression``, since 5.17); None where it does not.
-        without_decompression: what that flag meets there; None where it is known.
+        without_decompression: what that flag meets there, by Python's name (EOPNOTSUPP is the
+            same number); None where it is known.
         shares_loads: tasks that load one inode at once get the first one's result (since 6.5).
         packed: its modules lie compressed in ``/lib/modules``.
         ecdsa: its keyrings can verify ECDSA (since 5.13).

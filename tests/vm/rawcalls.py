@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 from tests.vm.attack import libc
 from tests.vm.lab import Loaded
@@ -34,7 +34,7 @@ def address_of(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-# io_uring (include/uapi/linux/io_uring.h)
+# io_uring, numbers from include/uapi/linux/io_uring.h
 
 _SETUP, _ENTER = 425, 426
 _OFF_SQES: Final = 0x10000000
@@ -60,7 +60,7 @@ class Ring:
         self._rings = mmap.mmap(self._fd, size, flags=mmap.MAP_SHARED)
         self._sqes = mmap.mmap(self._fd, _SQE.size * entries, flags=mmap.MAP_SHARED, offset=_OFF_SQES)
 
-    def __enter__(self) -> Ring:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,7 +142,7 @@ class Int80:
         return self._call(_INIT_32, address_of(memory), len(data), address_of(self._text))
 
 
-# userfaultfd (include/uapi/linux/userfaultfd.h)
+# userfaultfd, numbers from include/uapi/linux/userfaultfd.h
 
 _USERFAULTFD: Final = 323
 _API, _REGISTER, _COPY = 0xC018AA3F, 0xC020AA00, 0xC028AA03
@@ -153,7 +153,8 @@ _PAGEFAULT: Final = 0x12
 def faulting(size: int, page_for: Callable[[int, int], bytes]) -> Iterator[mmap.mmap]:
     """Memory whose pages are made when they are read: ``page_for(page, how many were made before)``.
 
-    ``madvise(MADV_DONTNEED)`` throws pages away, so that the next reader gets others.
+    ``madvise(MADV_DONTNEED)`` throws pages away, so that the next reader gets others. Only the
+    kernel may read it: Python would hold its lock while it waits for the thread that makes pages.
     """
     fd = checked(libc.syscall(_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK), "userfaultfd")
     over = threading.Event()

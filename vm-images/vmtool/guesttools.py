@@ -17,6 +17,8 @@ def get() -> Path:
     def build(target: Path) -> None:
         target.mkdir()
         for source in SOURCES:
-            run(["clang", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", target / source.stem, source])
+            run(
+                ["clang", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", target / source.stem, source]
+            )
 
     return cache.entry(f"guesttools-{cache.digest(SOURCES)}", build)

@@ -594,7 +594,10 @@ def _attach_rank(section: str) -> int:
     kind, _, target = section.partition("/")
     if kind == "fexit":
         return 0
-    return 2 if target in ("kernel_read_file", "kernel_load_data") else 1
+    if target not in ("kernel_read_file", "kernel_load_data"):
+        return 1
+    # Of two programs at one hook the kernel runs the later one first: kmg_make_state.
+    return 3 if section == "lsm/kernel_read_file" else 2
 
 
 def shipped_object(name: str) -> bytes:

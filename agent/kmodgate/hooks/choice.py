@@ -71,7 +71,12 @@ class Features:
     @classmethod
     def probe(cls, *, lsm_active: bool | None) -> Self:
         """Ask the running kernel. Raises HookError without libbpf, type information or the right to ask."""
-        names = (*_LSM_HOOKS, *_SECURITY_FUNCTIONS, *_HELPERS, *(name for names in _SIGNATURE.values() for name in names))
+        names = (
+            *_LSM_HOOKS,
+            *_SECURITY_FUNCTIONS,
+            *_HELPERS,
+            *(name for names in _SIGNATURE.values() for name in names),
+        )
         # Looked for as strings, which takes no parsing: only functions have these names.
         functions = read_btf_names(NodePaths(), names)
         if functions is None:

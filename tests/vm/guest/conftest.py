@@ -74,9 +74,9 @@ def armed(session_agent: lab.Agent, signer: attack.Signer) -> Iterator[lab.Agent
     """The agent under ENFORCE with the attack tests' key trusted, for one file of tests."""
     # Not under attack: a node has these file systems loaded.
     subprocess.run(["modprobe", "-a", "fuse", "loop", "overlay"], check=True)
-    session_agent.configure(signer.config())
+    attack.configure(session_agent, signer.config())
     yield session_agent
-    session_agent.configure(lab.config(lab.ENFORCE))
+    attack.configure(session_agent, lab.config(lab.ENFORCE))
 
 
 @pytest.fixture
@@ -90,5 +90,5 @@ def watch(armed: lab.Agent, signer: attack.Signer, work: Path) -> Iterator[attac
     for name in (attack.GOOD, "kmgneeds", "dummy"):
         lab.unload(name)
     if armed.config_path.read_text() != signer.config():
-        armed.configure(signer.config())
+        attack.configure(armed, signer.config())
     shutil.rmtree(directory, ignore_errors=True)

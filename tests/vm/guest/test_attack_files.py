@@ -194,7 +194,7 @@ def test_where_a_descriptor_comes_from_changes_nothing(
 
 def test_the_pest_is_a_module_that_gets_in_where_nobody_refuses(watch: attack.Watch) -> None:
     """The control: that it is not seen in the other tests means something."""
-    watch.agent.configure(watch.signer.config(mode="audit"))
+    attack.configure(watch.agent, watch.signer.config(mode="audit"))
     assert lab.finit(watch.pest_file()).ok
     assert lab.is_loaded(attack.PEST)
     lab.unload(attack.PEST)

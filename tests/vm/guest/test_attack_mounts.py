@@ -33,7 +33,8 @@ def unmount(target: Path) -> None:
 def mounted(
     source: Path | str, target: Path, kind: str = "", flags: int = 0, options: str = ""
 ) -> Iterator[Path]:
-    target.is_file() or target.mkdir(exist_ok=True)
+    if not target.is_file():
+        target.mkdir(exist_ok=True)
     mount(source, target, kind, flags, options)
     try:
         yield target
@@ -292,10 +293,8 @@ def root_again(target: Path) -> Iterator[Path]:
     """The root's device mounted a second time: the same superblock."""
     mountinfo = Path("/proc/self/mountinfo").read_text().splitlines()
     fields = next(line.split() for line in mountinfo if line.split()[4] == "/")
-    source, kind = fields[fields.index("-") + 2], fields[fields.index("-") + 1]
-    device = Path("/dev") / os.path.basename(os.path.realpath(f"/sys/dev/block/{fields[2]}"))
-    assert source
-    with mounted(device, target, kind) as again:
+    device = Path("/dev") / Path(f"/sys/dev/block/{fields[2]}").resolve().name
+    with mounted(device, target, fields[fields.index("-") + 1]) as again:
         yield again
 
 
@@ -310,7 +309,7 @@ def test_only_the_pinned_root_counts_whatever_is_mounted_where(watch: attack.Wat
     (inside / "module.ko").write_bytes(unsigned)
     (inside / "lower").mkdir()
     (inside / "lower/pest.ko").write_bytes(pest)
-    watch.agent.configure(watch.signer.config(lab.DO_NOT_ENFORCE))
+    attack.configure(watch.agent, watch.signer.config(lab.DO_NOT_ENFORCE))
 
     def refused(what: str, load: Callable[[], lab.Loaded]) -> None:
         assert load().result == "EPERM", what

@@ -27,7 +27,7 @@ Outcomes = Counter[tuple[int, str, str]]  # file, call, errno
 
 def storm(files: list[Path]) -> Outcomes:
     """What came of every attempt, as the loaders saw it."""
-    command = [TOOL, str(PROCESSES), str(ATTEMPTS), attack.GOOD, str(HOLD), *files]
+    command: list[str | Path] = [TOOL, str(PROCESSES), str(ATTEMPTS), attack.GOOD, str(HOLD), *files]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     *lines, last = done.stdout.splitlines() or [""]
     assert (done.returncode, last) == (0, "done"), done
