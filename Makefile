@@ -125,8 +125,12 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on two real kernels in QEMU (root)
-	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
+
+.PHONY: test-fmod-ret
+test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
+	KMODGATE_RESIDUAL_ATTEMPTS=100000 KMODGATE_FMOD_RET_RUNS=3 $(BIN)/pytest -q -s -m vm tests/vm/test_fmod_ret.py
 
 .PHONY: test-matrix
 test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.10 on, one table of results (root)

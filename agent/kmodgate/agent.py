@@ -87,6 +87,7 @@ class Agent:
         self._metrics = AgentMetrics(self._status)
         self._heartbeat = Heartbeat(_LOOP_MAX_AGE)
         self._not_ready: str | None = "starting"
+        self._unseen = 0
         self._stopping = False
         self._reload = Debounce()
         self._timings: dict[str, float] = {"imports": started}
@@ -207,6 +208,7 @@ class Agent:
         self._status.set_backend(backend.backend)
         self._publish(backend)
         backend.heartbeat()
+        self._unseen = backend.loaded_unseen()
         backend.attach()
         gap = gap_before(adopted=backend.adopted, last_seen=backend.last_seen, at=since_boot())
         self._status.set_gap(enforcement=gap.enforcement, agent=gap.agent)
@@ -315,6 +317,7 @@ class Agent:
             if missing:
                 log.critical("pins were removed and are made anew: %s", ", ".join(missing))
         with _survive():
+            self._watch_for_unseen(backend)
             self._probe(backend)
             self._answerer.relieve()
             if time.time() >= self._trust_until:
@@ -363,6 +366,16 @@ class Agent:
             elif number in (signal.SIGTERM, signal.SIGINT):
                 log.info("%s: shutting down", signal.Signals(number).name)
                 self._stopping = True
+
+    def _watch_for_unseen(self, backend: BpfBackend) -> None:
+        unseen = backend.loaded_unseen()
+        if unseen > self._unseen:
+            log.critical(
+                "%d module(s) got in without a decision; compare /proc/modules with a good node, and keep "
+                "this one for analysis",
+                unseen - self._unseen,
+            )
+            self._unseen = unseen
 
     # --- probe --------------------------------------------------------------------------
 

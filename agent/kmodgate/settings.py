@@ -76,10 +76,11 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
 
 def refuse_unimplemented(config: NodeConfig) -> None:
     """What the config of one node may ask for and this version does not do. Raises NodeError."""
-    if config.backend not in {BackendChoice.AUTO, BackendChoice.BPF_LSM, BackendChoice.BPF_LSM_BASIC}:
+    if config.backend in {BackendChoice.BCC, BackendChoice.TRACEFS}:
         raise NodeError(
-            f"{config.origin('backend')}: backend {config.backend} is not in this version; "
-            f"write {BackendChoice.BPF_LSM} or {BackendChoice.BPF_LSM_BASIC}, or leave it out"
+            f"{config.origin('backend')}: backend {config.backend} is not in this version; write "
+            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET} or {BackendChoice.BPF_LSM_BASIC}, or "
+            "leave it out"
         )
 
 

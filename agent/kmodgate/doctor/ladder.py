@@ -28,7 +28,7 @@ ASKED: Final = (*HELPERS, SIGNATURE_CHECK, VERIFICATION, *LSM_HOOKS, *SECURITY_C
 """All names that are looked up in the kernel's BTF."""
 
 MACHINES: Final = ("x86_64", "aarch64")
-IMPLEMENTED: Final = frozenset({Backend.BPF_LSM, Backend.BPF_LSM_BASIC})
+IMPLEMENTED: Final = frozenset({Backend.BPF_LSM, Backend.BPF_FMOD_RET, Backend.BPF_LSM_BASIC})
 """The rungs that this version can stand on."""
 
 
@@ -76,7 +76,11 @@ def rungs(seen: Seen) -> tuple[Rung, ...]:
                 "every load",
                 _with_ours(seen, Backend.BPF_LSM, [*_lsm(seen), *_full(seen)]),
             ),
-            (Backend.BPF_FMOD_RET, _fmod_ret_enforces(seen), [*_full(seen), *_security_calls(seen)]),
+            (
+                Backend.BPF_FMOD_RET,
+                _fmod_ret_enforces(seen),
+                _with_ours(seen, Backend.BPF_FMOD_RET, [*_full(seen), *_security_calls(seen)]),
+            ),
             (
                 Backend.BPF_LSM_BASIC,
                 "LoadPin and the kernel's keyrings; no configured certificates, no revocations",

@@ -109,7 +109,7 @@ def _try_programs(process: ProcessFacts, *, own: bool) -> tuple[str | None, str 
     except HookError as error:
         return "", _one_line(error), None
     try:
-        with choice.open() as backend:
+        with choice.open(pinned=False, paths=NodePaths()) as backend:
             backend.load()
     except HookError as error:
         return "", _one_line(error), choice.backend

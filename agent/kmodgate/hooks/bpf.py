@@ -549,6 +549,10 @@ class BpfBackend:
         """Loads that failed on their own before a decision was due."""
         return self.stat(abi.Stat.UNDECIDED)
 
+    def loaded_unseen(self) -> int:
+        """Modules that got in without a decision."""
+        return self.stat(abi.Stat.LOADED_UNSEEN)
+
     def misses(self) -> int:
         """How often the kernel's recursion guard skipped one of the programs."""
         return sum(link.recursion_misses() for link in self._links.values()) + self.stat(

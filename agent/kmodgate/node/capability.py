@@ -78,9 +78,11 @@ def _hooks(facts: NodeFacts) -> Iterator[Finding]:
     """What the BPF programs need."""
     if facts.has_bpf_lsm is False:
         lsms = ",".join(facts.lsms or ())
-        yield _error(
+        yield _warning(
             "bpf-lsm-inactive",
-            f"bpf is not among the active security modules; add lsm={lsms},bpf to the kernel command line",
+            "bpf is not among the active security modules, so programs are attached to the kernel's own "
+            "functions, best effort where the kernel is preemptible; add "
+            f"lsm={lsms},bpf to the kernel command line",
         )
     elif facts.has_bpf_lsm is None:
         yield _warning(

@@ -56,7 +56,7 @@ def test_a_good_node_has_no_limits(policy: EffectivePolicy, *, certificates: boo
 @pytest.mark.parametrize(
     ("change", "policy", "certificates", "expected"),
     [
-        ({"lsms": ("capability",)}, LOAD_PIN, False, "error:bpf-lsm-inactive"),
+        ({"lsms": ("capability",)}, LOAD_PIN, False, "warning:bpf-lsm-inactive"),
         ({"lsms": None}, LOAD_PIN, False, "warning:lsm-list-unreadable"),
         ({"btf": False}, FREE, False, "error:btf-missing"),
         ({"ftrace_enabled": False}, ENFORCE, False, "error:ftrace-disabled"),
