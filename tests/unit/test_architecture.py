@@ -24,6 +24,7 @@ LAYERS = {
     "inspection": 3,
     "tokens": 3,
     "truststore": 3,
+    "gap": 3,
     "running": 3,
     "rungs": 3,
     "whatif": 4,
