@@ -25,6 +25,7 @@ from kmodgate.model import Api, By, Decision, KernelHistogram, Reason, Verdict, 
 from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
+from .superblocks import Superblocks
 
 OBJECT_NAME: Final = "kmodgate.bpf.o"
 _SYS_INIT_MODULE: Final = {"x86_64": 175, "aarch64": 105}
@@ -120,6 +121,7 @@ class BpfBackend:
         self._counters = self._numbers("counters", abi.COUNTERS)
         self._stats = self._numbers("stats", len(abi.Stat))
         self._histograms = self._numbers("histograms", abi.HISTOGRAM_ROW * len(abi.Histogram))
+        self.superblocks = Superblocks(self._object, self._control)
         self._answers = self._object.map("answers")
         self._done = self._object.map("done")
         self.event_ring = libbpf.RingBuffer(self._object.map("events"))

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from kmodgate.model import Backend, EffectivePolicy
+from kmodgate.node import PinnedRoot
 
 from .metrics import LoadedSignature
 
@@ -61,6 +62,9 @@ class StatusSnapshot:
         anchors: ``(label, Unix time of expiry)``, first to expire first.
         anchor_count: certificates in force, shown or not.
         loaded_modules: how many modules are loaded now.
+        pinned_root: the file system that is pinned, as it was at start.
+        pinned_root_current: whether process 1 still has it as its root.
+        pinned_verity: file systems that are pinned by their dm-verity root digest.
     """
 
     policy: EffectivePolicy | None = None
@@ -71,6 +75,9 @@ class StatusSnapshot:
     reload_error: str | None = None
     anchors: tuple[tuple[str, float], ...] = ()
     anchor_count: int = 0
+    pinned_root: PinnedRoot | None = None
+    pinned_root_current: bool | None = None
+    pinned_verity: int = 0
     loaded_modules: Mapping[LoadedSignature, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -120,6 +127,10 @@ class AgentStatus:
         """The modules loaded now; a signature that is missing counts 0."""
         complete = {signature: counts.get(signature, 0) for signature in LoadedSignature}
         self._change(loaded_modules=MappingProxyType(complete))
+
+    def set_pins(self, root: PinnedRoot | None, *, current: bool, verity: int) -> None:
+        """The pinned file systems have been looked at."""
+        self._change(pinned_root=root, pinned_root_current=current, pinned_verity=verity)
 
     def _change(self, **parts: Any) -> None:
         with self._lock:
