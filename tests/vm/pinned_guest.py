@@ -25,7 +25,8 @@ import sys
 from pathlib import Path
 from kmodgate.agent import Agent
 from kmodgate.node import NodePaths
-Agent(Path(sys.argv[1]), events=sys.stdout.buffer, log_all=True, paths=NodePaths(proc=Path(sys.argv[2]))).run()
+paths = NodePaths(proc=Path(sys.argv[2]))
+Agent(Path(sys.argv[1]), events=sys.stdout.buffer, log_all=True, paths=paths).run()
 """
 # What loads modules of its own accord, before kmodgate could refuse them: they lie on the guest's root.
 NEEDED = ("loop", "dm-verity", "overlay")

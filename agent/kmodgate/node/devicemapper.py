@@ -99,15 +99,17 @@ def parse_table_status(answer: bytes, device: str) -> tuple[TargetLine, ...]:
         if not _HEADER.size <= at <= len(answer) - _TARGET.size:
             raise nonsense
         _, _, _, following, kind = _TARGET.unpack_from(answer, at)
-        words, ended, _ = answer[at + _TARGET.size :].partition(b"\0")
-        if not ended:
+        end = answer.find(b"\0", at + _TARGET.size)
+        if end < 0:
             raise nonsense
         targets.append(
             TargetLine(
                 kind.split(b"\0")[0].decode("ascii", "backslashreplace"),
-                words.decode("ascii", "backslashreplace"),
+                answer[at + _TARGET.size : end].decode("ascii", "backslashreplace"),
             )
         )
-        # Offsets count from the start of the data, and the last one is that of the end.
+        # Offsets count from the start of the data, the last one is that of the end, and none leads back.
+        if start + following <= end:
+            raise nonsense
         at = start + following
     return tuple(targets)
