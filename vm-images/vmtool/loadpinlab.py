@@ -104,7 +104,7 @@ def disk(modules: Modules) -> tuple[bytes, bytes]:
             "garbage": bytes(8192),
             "empty": b"",
         }
-        inner = {key: files[key] for key in ("good.ko", "bad.ko", "garbage")}
+        inner = {key: files[key] for key in ("good.ko", "unsigned.ko", "bad.ko", "garbage")}
         for image in ("plain.img", "verity.img"):
             _ext4(scratch / image, inner, _IMAGE_KIB, scratch / f"{image}.files")
             files[image] = (scratch / image).read_bytes()
