@@ -92,8 +92,13 @@ def _ext4(
     run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-O", options, "-d", folder, target, f"{kib}k"])
 
 
-def disk(modules: Modules) -> tuple[bytes, bytes]:
-    """The disk image to pin, and the root digest that is to be trusted."""
+def disk(modules: Modules, digests: bytes | None = None) -> tuple[bytes, bytes]:
+    """The disk image to pin, and the root digest that is to be trusted.
+
+    Args:
+        modules: its modules.
+        digests: what to write into its list of digests; by default that one.
+    """
     with tempfile.TemporaryDirectory(prefix="kmodgate-loadpin-") as name:
         scratch = Path(name)
         files = {
@@ -110,7 +115,7 @@ def disk(modules: Modules) -> tuple[bytes, bytes]:
             files[image] = (scratch / image).read_bytes()
         tree = verity.tree(files["verity.img"], _SALT)
         files["verity.hash"], files["verity.table"] = tree.hashes, tree.table.encode()
-        files["digests"] = f"{HEADER}\n{tree.root.hex()}\n".encode()
+        files["digests"] = f"{HEADER}\n{tree.root.hex()}\n".encode() if digests is None else digests
         # For an agent that is told that this is the root of process 1, and finds mount points in it.
         links = {"room": "/room"}
         _ext4(scratch / "disk", files, _DISK_KIB, scratch / "files", links)

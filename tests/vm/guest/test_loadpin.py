@@ -70,8 +70,8 @@ def test_a_trusted_file_system_counts_from_mount_to_unmount(agent: lab.Agent, fi
         agent.wait_for(lambda: lab.metrics()[VERITY] == 0, "end of the pin")
     # The address and the device number of what was pinned may be used again now.
     with (
-        mapper.loop(files.folder / "plain.img") as device,
-        mapper.mounted(device, files.folder / "one") as point,
+        mapper.loop(files.folder / "plain.img") as plain,
+        mapper.mounted(plain, files.folder / "one") as point,
     ):
         assert load(point / "good.ko") == "EPERM"
     assert "its root digest" in agent.log()
