@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.vm import lab
 
 AGENT = """
-import sys
+import logging, sys
 from pathlib import Path
 from kmodgate.agent import Agent
 from kmodgate.node import NodePaths
+logging.basicConfig(level=logging.INFO)
 paths = NodePaths(proc=Path(sys.argv[2]))
 Agent(Path(sys.argv[1]), events=sys.stdout.buffer, log_all=True, paths=paths).run()
 """
@@ -71,7 +72,9 @@ def main(disk: Path, program: Path, out: Path) -> None:
     run("mount", "-t", "ext4", device, PIN)
 
     def ask(*phases: str) -> str:
-        return run(cases, device, *phases)
+        done = subprocess.run([cases, device, *phases], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr
+        return done.stdout
 
     directory = Path("/tmp/pinned")
     directory.mkdir()

@@ -74,15 +74,14 @@ static void need(long result, const char *what)
 		fail(what);
 }
 
+/* Never freed: the program is short, and what it names lives as long. */
 static const char *format(const char *text, ...)
 {
-	static char buffers[8][512];
-	static unsigned int next;
-	char *buffer = buffers[next++ % 8];
 	va_list arguments;
+	char *buffer;
 
 	va_start(arguments, text);
-	vsnprintf(buffer, sizeof(buffers[0]), text, arguments);
+	need(vasprintf(&buffer, text, arguments), "memory");
 	va_end(arguments);
 	return buffer;
 }
