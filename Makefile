@@ -156,6 +156,10 @@ wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
 test-mldsa: $(STAMP) ## Compare with a kernel built for ML-DSA (root; flex bison bc gcc libelf-dev libssl-dev)
 	KMODGATE_CONFORMANCE_KERNELS=small $(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
+.PHONY: test-loadpin
+test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real LoadPin (root; flex bison bc gcc libelf-dev libssl-dev)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_loadpin.py
+
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
 	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \

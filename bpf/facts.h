@@ -5,9 +5,9 @@
 #ifndef KMODGATE_FACTS_H
 #define KMODGATE_FACTS_H
 
-#include "decide.h"
 #include "kernel.h"
 #include "kmodgate.h"
+#include "pinned.h"
 
 /* The first two arguments of the system call that the current task is in. */
 struct kmg_call {
@@ -57,18 +57,9 @@ static __always_inline void kmg_task_facts(struct kmg_event *event)
 	bpf_get_current_comm(event->comm, sizeof(event->comm));
 }
 
-/*
- * The pinned root is a superblock, known by its address and its device number together:
- * anonymous device numbers and freed addresses are both used again.
- */
 static __always_inline enum kmg_origin kmg_origin(struct file *file)
 {
-	struct super_block *sb = file->f_path.mnt->mnt_sb;
-	struct kmg_control *c = kmg_control();
-
-	if (c && c->root_superblock && c->root_superblock == (__u64)sb && c->root_device == sb->s_dev)
-		return KMG_ORIGIN_PINNED_ROOT;
-	return KMG_ORIGIN_OTHER_FILESYSTEM;
+	return kmg_is_pinned(file->f_path.mnt->mnt_sb) ? KMG_ORIGIN_PINNED_ROOT : KMG_ORIGIN_OTHER_FILESYSTEM;
 }
 
 static __always_inline enum kmg_origin kmg_file_facts(struct file *file, struct kmg_event *event)

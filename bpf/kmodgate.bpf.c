@@ -562,10 +562,7 @@ int BPF_PROG(kmg_end_init, const struct pt_regs *regs, long ret)
 KMG_SUPERBLOCK_FREED
 int BPF_PROG(kmg_superblock_freed, struct super_block *sb)
 {
-	struct kmg_control *c = kmg_control();
-
-	if (c && c->root_superblock && c->root_superblock == (__u64)sb)
-		c->root_superblock = 0;
+	kmg_unpin(sb);
 	return 0;
 }
 

@@ -21,6 +21,7 @@
 #define KMG_COMM_LEN 16 /* TASK_COMM_LEN */
 #define KMG_FSTYPE_LEN 16
 #define KMG_DIGEST_LEN 32
+#define KMG_PINS 64 /* file systems that may be pinned beside the root */
 
 enum kmg_api {
 	KMG_API_FINIT_MODULE = 0,
@@ -29,7 +30,7 @@ enum kmg_api {
 };
 
 enum kmg_origin {
-	KMG_ORIGIN_PINNED_ROOT = 0,
+	KMG_ORIGIN_PINNED_ROOT = 0, /* or a file system with a trusted dm-verity digest */
 	KMG_ORIGIN_OTHER_FILESYSTEM = 1,
 	KMG_ORIGIN_MEMORY = 2,
 	KMG_ORIGIN_COUNT,
@@ -256,12 +257,19 @@ struct kmg_event {
 	char path[KMG_PATH_LEN];
 };
 
+/* Key of the `pinned` map: a superblock on a dm-verity device that the agent found trusted. */
+struct kmg_pin {
+	__u64 superblock; /* struct super_block * */
+	__u32 device; /* its s_dev */
+	__u32 padding;
+};
+
 /*
  * Argument of the kmg_introduce program, which the agent runs in its own context: what only
  * the kernel can tell it of itself.
  */
 struct kmg_introduction {
-	__u32 fd; /* in: a descriptor on the root to pin */
+	__u32 fd; /* in: a descriptor on the file system in question */
 	__u32 device; /* out: s_dev of its superblock */
 	__u64 superblock; /* out: identity only, never followed */
 	__u64 task; /* out: pid_tgid of the calling thread in the initial PID namespace */

@@ -469,10 +469,7 @@ int BPF_PROG(kmg_end_init, const struct pt_regs *regs, long ret)
 SEC("lsm/sb_free_security")
 int BPF_PROG(kmg_superblock_freed, struct super_block *sb)
 {
-	struct kmg_control *c = kmg_control();
-
-	if (c && c->root_superblock && c->root_superblock == (__u64)sb)
-		c->root_superblock = 0;
+	kmg_unpin(sb);
 	return 0;
 }
 

@@ -35,6 +35,7 @@ from .hooks.choice import Choice, Features, choose
 from .model import Api, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
 from .observe import Observer
+from .pinning import PinKeeper, PinState
 from .policy import compile_table
 from .selfprobe import probe_problem
 from .settings import Settings, files_named, read_settings, refuse_on_rung
@@ -139,7 +140,7 @@ class Agent:
         return read_settings(self._config_path, self._flag, facts, self._labels, self._paths)
 
     def _watched(self) -> list[Path]:
-        return [self._config_path, *self._settings.config.trust.files]
+        return [self._config_path, *self._settings.config.files]
 
     # --- start --------------------------------------------------------------------------
 
@@ -188,6 +189,11 @@ class Agent:
                 f"the root of process 1 lies on device {facts.pinned_root.device}, but the kernel says "
                 f"{device[0]}:{device[1]}; is the agent in the host's PID namespace (hostPID: true)?"
             )
+        self._pinned_root = facts.pinned_root
+        self._pins = PinKeeper(backend.superblocks, self._paths, self._pins_changed)
+        stack.callback(self._pins.close)
+        self._pins.set_digests(self._settings.verity_digests)
+        self._pins.start()
         self._single_cpu = facts.online_cpus == 1
         self._strictness = read_strictness(self._paths)
         self._configure(backend)
@@ -220,6 +226,9 @@ class Agent:
         if self._not_ready is not None:
             raise HookError(self._not_ready)
         self._count_modules()
+
+    def _pins_changed(self, state: PinState) -> None:
+        self._status.set_pins(self._pinned_root, current=state.root_current, verity=state.verity)
 
     def _configure(self, backend: BpfBackend) -> None:
         config = self._settings.config
@@ -320,6 +329,7 @@ class Agent:
             self._watch_for_unseen(backend)
             self._probe(backend)
             self._answerer.relieve()
+            self._pins.relieve()
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
                 backend.forget_answers()
@@ -442,6 +452,7 @@ class Agent:
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)
         self._answerer.max_size = new.config.max_module_size
+        self._pins.set_digests(new.verity_digests)
         if new.trust_key != old.trust_key:
             backend.trust_is(new.trust_number)
             self._answerer.set_trust(self._trust(backend))

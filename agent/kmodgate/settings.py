@@ -14,17 +14,22 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from . import __version__
 from . import config as node_config
 from .config import BackendChoice, KernelProfileChoice, NodeConfig, to_effective_policy
 from .errors import KmodgateError, NodeError
+from .fsutil import read_regular_file
 from .model import Backend, EffectivePolicy, Policy
 from .node import NodeFacts, NodePaths, Severity, limits
+from .node.verity import parse_trusted_digests
 from .rungs import refusals
 from .running import running_profile
 from .signature import LATEST, PROFILES, KernelProfile, TrustStore
 from .truststore import TrustFiles, read_trust
+
+_DIGEST_FILE_BYTES: Final = 1 << 20  # far more than is taken: the parser says so with a better message
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,7 @@ class Settings:
     trust: TrustStore
     trust_digest: bytes
     profile: KernelProfile = LATEST
+    verity_digests: frozenset[bytes] = frozenset()
 
     @property
     def trust_key(self) -> tuple[bytes, bool, KernelProfile]:
@@ -57,12 +63,11 @@ class Settings:
 
 
 def files_named(path: Path) -> list[Path]:
-    """Certificate and revocation files that a config names, usable or not; none if it does not parse."""
+    """Certificates, revocations and digests that a config names, usable or not; none if it does not parse."""
     try:
-        trust = node_config.load(path).trust
+        return [*node_config.load(path).files]
     except KmodgateError:
         return []
-    return [*trust.files]
 
 
 def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> None:
@@ -139,7 +144,26 @@ def read_settings(
         log.warning("%s", warning)
     for warning in _revocation_warnings(files):
         log.warning("%s", warning)
-    return Settings(config, policy, trust, files.digest, profile_of_config(config, paths))
+    return Settings(
+        config,
+        policy,
+        trust,
+        files.digest,
+        profile_of_config(config, paths),
+        read_verity_digests(config),
+    )
+
+
+def read_verity_digests(config: NodeConfig) -> frozenset[bytes]:
+    """The trusted dm-verity root digests; none where the config names no file.
+
+    Raises:
+        KmodgateError: the file cannot be read or holds something else; it is named.
+    """
+    path = config.load_pin_digests
+    if path is None:
+        return frozenset()
+    return parse_trusted_digests(read_regular_file(path, _DIGEST_FILE_BYTES), str(path))
 
 
 def _revocation_warnings(files: TrustFiles) -> Iterator[str]:

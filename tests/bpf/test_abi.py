@@ -28,6 +28,7 @@ STRUCTS = {
     "kmg_answer": abi.Answer,
     "kmg_event": abi.Event,
     "kmg_introduction": abi.Introduction,
+    "kmg_pin": abi.Pin,
 }
 
 ENUMS: dict[str, tuple[str, type[IntEnum]]] = {
@@ -135,6 +136,7 @@ def test_sizes_of_the_maps_agree() -> None:
         "KMG_COMM_LEN": abi.COMM_LEN,
         "KMG_FSTYPE_LEN": abi.FSTYPE_LEN,
         "KMG_DIGEST_LEN": abi.DIGEST_LEN,
+        "KMG_PINS": abi.PINS,
         "KMG_HISTOGRAM_BUCKETS": abi.HISTOGRAM_BUCKETS,
         "KMG_HISTOGRAM_ROW": abi.HISTOGRAM_ROW,
         "KMG_REASON_SLOTS": abi.REASON_SLOTS,

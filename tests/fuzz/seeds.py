@@ -228,6 +228,19 @@ def revocations() -> Iterable[bytes]:
     yield b"\xff\xfe: :\n"
 
 
+def digests() -> Iterable[bytes]:
+    header, digest = "# LOADPIN_TRUSTED_VERITY_ROOT_DIGESTS", bytes(range(32)).hex()
+    yield f"{header}\n{digest}\n".encode()
+    yield f"{header}\n{digest}\n{bytes(64).hex()}\n{bytes(48).hex().upper()}".encode()
+    yield f"{header}\n\n{digest}\n".encode()
+    table = f"1 7:0 7:1 4096 4096 1024 0 sha256 {digest} 00ff"
+    yield f"{table} 2 panic_on_corruption ignore_zero_blocks".encode()
+    yield f"{table} 1 ignore_corruption".encode()
+    entry = struct.pack("=QQiI16s", 0, 8, 0, 200, b"verity") + table.encode() + b"\0"
+    head = (4, 47, 0, 312 + len(entry), 312, 1, 1, 1 << 5, 0, 0, b"x", b"")
+    yield struct.pack("=3I2IIiII4xQ128s129s7x", *head) + entry
+
+
 def write(target: str, inputs: Iterable[bytes] | dict[str, bytes]) -> None:
     """Replace the seeds of one target."""
     folder = CORPUS / target
@@ -256,6 +269,7 @@ def main() -> None:
     write("trailer", trailers(cms["rigid-ecdsa"]))
     write("certificates", certificates(rsa, ec, ca))
     write("revocations", revocations())
+    write("digests", digests())
     write("modinfo", [make_elf(MODINFO, bits=b, order=o) for b in (32, 64) for o in ("little", "big")])
     write("decompress", streams())
     write("kernelimage", images(rsa, ec))

@@ -20,10 +20,18 @@ import zstandard
 
 from kmodgate.cli.verify import as_json, as_text
 from kmodgate.config.parse import parse
-from kmodgate.errors import ConfigError, ImageError, ModuleFormatError, SignatureError
+from kmodgate.errors import ConfigError, ImageError, ModuleFormatError, NodeError, SignatureError
 from kmodgate.inspection import inspect
 from kmodgate.model import SignatureReport, SignatureStatus
 from kmodgate.modfile import decompress, kernelimage, modinfo
+from kmodgate.node.devicemapper import parse_table_status
+from kmodgate.node.verity import (
+    HEADER,
+    TargetLine,
+    UntrustedDeviceError,
+    parse_trusted_digests,
+    trusted_root_digest,
+)
 from kmodgate.signature import (
     LATEST,
     PROFILES,
@@ -206,6 +214,26 @@ def revocations(data: bytes) -> None:
     expect(Revocations.merge((found, Revocations())) == found, "merging with nothing changes nothing")
 
 
+def digests(data: bytes) -> None:
+    """Trusted dm-verity digests, and the same text as the table of a device."""
+    found: frozenset[bytes] = frozenset()
+    try:
+        found = parse_trusted_digests(data, "file.txt")
+    except ConfigError as error:
+        check_message(error)
+    else:
+        lines = data.rstrip().split(b"\n")
+        expect(lines[0] == HEADER, "the header is there")
+        expect({line.lower() for line in lines[1:]} == {d.hex().encode() for d in found}, "each line is one")
+    table = [TargetLine("verity", data.decode("ascii", "backslashreplace"))]
+    try:
+        expect(trusted_root_digest(table, found) in found, "only what is listed is trusted")
+    except UntrustedDeviceError as error:
+        expect(str(error).isprintable(), "an error is one printable line")
+    with contextlib.suppress(NodeError):
+        parse_table_status(data, "253:0")
+
+
 def elf(data: bytes) -> None:
     """Naming strings of hostile ELF files."""
     with contextlib.suppress(ModuleFormatError):
@@ -262,6 +290,7 @@ TARGETS: dict[str, Target] = {
     "kernels": Target(kernels, mutators.files, max_length=MAX_FILE),
     "certificates": Target(certificates, mutators.certificates),
     "revocations": Target(revocations),
+    "digests": Target(digests),
     "modinfo": Target(elf, mutators.elfs),
     "decompress": Target(streams, mutators.streams, 1 << 14, 192 * MIB),
     "kernelimage": Target(kernel_image, max_length=1 << 14, memory=192 * MIB),

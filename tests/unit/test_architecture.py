@@ -35,6 +35,7 @@ LAYERS = {
     "answers": 5,
     "scan": 5,
     "observe": 5,
+    "pinning": 5,
     "selfprobe": 5,
     "settings": 5,
     "agent": 6,

@@ -110,6 +110,24 @@ def test_only_an_entry_makes_every_load_be_looked_up(
     assert judges_bytes(compile_table(policy)) is revokes
 
 
+def test_trusted_verity_digests(tmp_path: Path, node: NodeFacts) -> None:
+    path = config(tmp_path, "kmodgate: {loadPin: off, loadPinTrustedVerityDigests: list}\n")
+    with pytest.raises(KmodgateError, match="list: no such file"):
+        read_settings(path, None, node)
+    assert files_named(path) == [tmp_path / "list"]
+    (tmp_path / "list").write_text("# LOADPIN_TRUSTED_VERITY_ROOT_DIGESTS\n" + "ab" * 32 + "\n")
+    assert read_settings(path, None, node).verity_digests == {bytes([0xAB]) * 32}
+    (tmp_path / "list").write_text("# LOADPIN_TRUSTED_VERITY_ROOT_DIGESTS\n\n" + "ab" * 32 + "\n")
+    with pytest.raises(ConfigError, match=r"list:2: is blank"):
+        read_settings(path, None, node)
+    (tmp_path / "list").write_bytes(bytes(5000))
+    with pytest.raises(ConfigError, match="has 5000 bytes"):
+        read_settings(path, None, node)
+    assert (
+        read_settings(config(tmp_path, "kmodgate: {loadPin: off}"), None, node).verity_digests == frozenset()
+    )
+
+
 def test_a_revoked_certificate_is_no_anchor_and_changes_the_digest(tmp_path: Path, node: NodeFacts) -> None:
     (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
     path = config(tmp_path, "kmodgate: {loadPin: off, trust: {revokedCertificates: [a.pem]}}\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.vm import kernels, matrix
-from vmtool import VmDied, VmToolError, artifacts
+from vmtool import VmDied, VmToolError, artifacts, loadpinlab
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
@@ -34,6 +34,8 @@ def share(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("share")
     if os.geteuid() == 0:  # the guest's own kernel, for the tests that take it apart
         shutil.copy(artifacts.path("kernel", suite), path / "vmlinuz")
+        disk, _ = loadpinlab.disk(loadpinlab.modules_of_debian(suite))
+        (path / "pin.img").write_bytes(disk)
     return path
 
 

@@ -136,8 +136,15 @@ def _archive(modules: Sequence[bytes], keys: Mapping[str, bytes], cases: Sequenc
     return initramfs.newc(nodes)
 
 
-def boot(image: bytes | Path, archive: bytes, *, timeout: float = 900) -> bytes:
-    """Boot a kernel with the lab's initramfs to its end; the console's text.
+def boot(
+    image: bytes | Path,
+    archive: bytes,
+    *,
+    timeout: float = 900,
+    disk: Path | None = None,
+    append: str = "loglevel=0",
+) -> bytes:
+    """Boot a kernel with a lab's initramfs to its end; the console's text.
 
     Raises:
         VmDied: it did not come to its end in time.
@@ -151,9 +158,7 @@ def boot(image: bytes | Path, archive: bytes, *, timeout: float = 900) -> bytes:
         log = folder / "console"
         memory = 768 + 3 * len(archive) // (1 << 20)
         # No kernel message may come between the guest's words.
-        machine = Machine(
-            image, folder / "initrd", None, log, accel="tcg", memory=memory, append="loglevel=0"
-        )
+        machine = Machine(image, folder / "initrd", disk, log, accel="tcg", memory=memory, append=append)
         argv = arguments(machine, {})
         try:
             subprocess.run(

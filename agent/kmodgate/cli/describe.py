@@ -83,6 +83,9 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "failurePolicy": config.failure_policy.value,
         "nodeType": config.node_type.value,
         "loadPin": (LoadPinSetting.ON if load_pin(config) else LoadPinSetting.OFF).value,
+        "loadPinTrustedVerityDigests": None
+        if config.load_pin_digests is None
+        else str(config.load_pin_digests),
         # GKE's words for ENFORCE: LoadPin is enabled but configured to exclude modules.
         "loadPinExcludesModules": config.policy is Policy.ENFORCE,
         "pinnedRootExempt": config.pinned_root_exempt,
@@ -124,6 +127,7 @@ _KEYS = (
     "failurePolicy",
     "nodeType",
     "loadPin",
+    "loadPinTrustedVerityDigests",
     "pinnedRootExempt",
     "trust.kernelKeyrings",
     "trust.certificates",

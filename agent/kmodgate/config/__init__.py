@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from .effective import apply_pool, load_pin, resolve, to_effective_policy
+from .effective import apply_pool, resolve, to_effective_policy
 from .files import load
 from .parse import parse
 from .problems import ConfigProblems
@@ -22,6 +22,7 @@ from .values import (
     NodePool,
     OnExit,
     TrustConfig,
+    load_pin,
 )
 
 __all__ = [

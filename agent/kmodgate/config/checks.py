@@ -10,7 +10,7 @@ from __future__ import annotations
 from kmodgate.errors import ConfigError
 from kmodgate.model import CgroupMode, FailurePolicy, Mode, Policy
 
-from .values import NodeConfig, OnExit
+from .values import NodeConfig, OnExit, load_pin
 
 
 def refuse(config: NodeConfig, *, where: str = "", fallback_line: int | None = None) -> None:
@@ -63,6 +63,13 @@ def warnings(config: NodeConfig) -> tuple[str, ...]:
             "unsigned; whoever can write to the root can load any module"
             if enforce
             else "pinnedRootExempt true has no effect unless the policy is ENFORCE_SIGNED_MODULES"
+        )
+    if config.load_pin_digests is not None and not (
+        config.pinned_root_exempt if enforce else load_pin(config)
+    ):
+        found.append(
+            "loadPinTrustedVerityDigests has no effect unless LoadPin is on, or pinnedRootExempt under "
+            "ENFORCE_SIGNED_MODULES"
         )
     if config.failure_policy is FailurePolicy.IGNORE:
         found.append("failurePolicy Ignore: while the agent is away, loads that need its answer are allowed")

@@ -8,19 +8,10 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from kmodgate.model import EffectivePolicy, NodeType, Policy
+from kmodgate.model import EffectivePolicy, Policy
 
 from .checks import refuse
-from .values import FLAG, LoadPinSetting, NodeConfig, NodePool, PoolOverrides, TrustOverrides
-
-_LOAD_PIN_BY_DEFAULT = {NodeType.CPU: True, NodeType.TPU: True, NodeType.GPU: False}
-
-
-def load_pin(config: NodeConfig) -> bool:
-    """Whether LoadPin restricts module loads: the setting, or GKE's default for the node type."""
-    if config.load_pin is LoadPinSetting.AUTO:
-        return _LOAD_PIN_BY_DEFAULT[config.node_type]
-    return config.load_pin is LoadPinSetting.ON
+from .values import FLAG, NodeConfig, NodePool, PoolOverrides, TrustOverrides, load_pin
 
 
 def to_effective_policy(config: NodeConfig, *, revocations: bool = False) -> EffectivePolicy:

@@ -85,6 +85,7 @@ class _Builder:
             failure_policy=_or(ours.failure_policy, base.failure_policy),
             node_type=_or(ours.node_type, base.node_type),
             load_pin=_or(ours.load_pin, LoadPinSetting.AUTO),
+            load_pin_digests=self.joined_one(ours.load_pin_digests),
             pinned_root_exempt=_or(ours.pinned_root_exempt, base.pinned_root_exempt),
             trust=TrustConfig(
                 kernel_keyrings=_or(trust.kernel_keyrings, base.trust.kernel_keyrings),
@@ -172,6 +173,7 @@ class _Builder:
                 failure_policy=model.failure_policy,
                 node_type=model.node_type,
                 load_pin=model.load_pin,
+                load_pin_digests=self.joined_one(model.load_pin_digests),
                 pinned_root_exempt=model.pinned_root_exempt,
                 trust=self.trust(model, path, origins),
             )
@@ -198,6 +200,9 @@ class _Builder:
 
     def joined(self, paths: list[Path] | None) -> tuple[Path, ...] | None:
         return None if paths is None else tuple(self.directory / path for path in paths)
+
+    def joined_one(self, path: Path | None) -> Path | None:
+        return None if path is None else self.directory / path
 
     def note(self, model: schema.Overridable, path: KeyPath, origins: dict[str, str]) -> None:
         """Write down where each key of a section stands."""

@@ -103,6 +103,7 @@ class Overridable(Section):
     failure_policy = Key("failurePolicy", word(FailurePolicy))
     node_type = Key("nodeType", word(NodeType))
     load_pin = Key("loadPin", _load_pin)
+    load_pin_digests = Key("loadPinTrustedVerityDigests", scalars.path)
     pinned_root_exempt = Key("pinnedRootExempt", flag)
     trust = section("trust", Trust)
 

@@ -155,6 +155,7 @@ class PoolOverrides:
     failure_policy: FailurePolicy | None = None
     node_type: NodeType | None = None
     load_pin: LoadPinSetting | None = None
+    load_pin_digests: Path | None = None
     pinned_root_exempt: bool | None = None
     trust: TrustOverrides = TrustOverrides()
 
@@ -187,6 +188,8 @@ class NodeConfig:
     """One node's config: defaults filled in, combinations checked.
 
     Attributes:
+        load_pin_digests: path of a file with trusted dm-verity root digests, or None; joined
+            as those of ``TrustConfig``.
         policy: GKE's policy word; ``UNSPECIFIED`` when the file gives none.
         cgroup_mode: the cgroup mode that the node pool is configured for.
         hold_timeout_ns: longest time that a load waits for the agent.
@@ -205,6 +208,7 @@ class NodeConfig:
     failure_policy: FailurePolicy = FailurePolicy.FAIL
     node_type: NodeType = NodeType.CPU
     load_pin: LoadPinSetting = LoadPinSetting.AUTO
+    load_pin_digests: Path | None = None
     pinned_root_exempt: bool = False
     trust: TrustConfig = TrustConfig()
     hold_timeout_ns: int = DEFAULT_HOLD_TIMEOUT_NS
@@ -230,6 +234,12 @@ class NodeConfig:
 
         return warnings(self)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that is named here."""
+        pinned = () if self.load_pin_digests is None else (self.load_pin_digests,)
+        return (*self.trust.files, *pinned)
+
     def origin(self, key: str) -> str:
         """``"FILE:LINE"``, ``"flag"`` or ``"default"`` for a key such as ``"trust.revoked"``."""
         return self.origins.get(key, DEFAULT)
@@ -243,3 +253,13 @@ class NodeConfig:
         from .effective import with_policy  # noqa: PLC0415  # effective is built on these values
 
         return with_policy(self, policy)
+
+
+_LOAD_PIN_BY_DEFAULT = {NodeType.CPU: True, NodeType.TPU: True, NodeType.GPU: False}
+
+
+def load_pin(config: NodeConfig) -> bool:
+    """Whether LoadPin restricts module loads: the setting, or GKE's default for the node type."""
+    if config.load_pin is LoadPinSetting.AUTO:
+        return _LOAD_PIN_BY_DEFAULT[config.node_type]
+    return config.load_pin is LoadPinSetting.ON

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
+from kmodgate.node import RootProtection
 from kmodgate.node.process import Capability
 
 from .ladder import MEMCG_ACCOUNTING
@@ -20,6 +21,12 @@ _NEEDED: Final = (
     Capability.CAP_SYS_MODULE,
     Capability.CAP_SYS_PTRACE,
 )
+_PROTECTION: Final = {
+    RootProtection.VERITY: "checked by dm-verity",
+    RootProtection.READ_ONLY_DEVICE: "on a read-only device",
+    RootProtection.READ_ONLY_MOUNT: "mounted read-only on a writable device",
+    RootProtection.WRITABLE: "writable",
+}
 _ROOMY: Final = 64 << 20  # bytes: the maps and programs need about half of it
 _FIRST_RELEASE: Final = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -73,8 +80,11 @@ def _root(seen: Seen, findings: Findings) -> Check:
     if root is None:
         fine = unknown(code, subject, "the root of process 1 cannot be identified; run on the node itself")
     else:
-        writable = "read-only" if root.superblock_read_only else "writable"
-        fine = ok(code, subject, f"{root.fs_type} on {root.source}, device {root.device}, {writable}")
+        fine = ok(
+            code,
+            subject,
+            f"{root.fs_type} on {root.source}, device {root.device}, {_PROTECTION[root.protection]}",
+        )
     return judged(code, subject, findings, ("pinned-root-unknown", "pinned-root-writable"), fine)
 
 

@@ -18,6 +18,7 @@ NAME_LEN = 56
 COMM_LEN = 16
 FSTYPE_LEN = 16
 DIGEST_LEN = 32
+PINS = 64
 
 TABLE_COPIES = 2
 REASON_SLOTS = 64
@@ -57,6 +58,16 @@ class Histogram(IntEnum):
 
     HOLD = 0
     DECISION = 1
+
+
+class Pin(ctypes.Structure):
+    """Twin: ``struct kmg_pin``."""
+
+    _fields_ = (
+        ("superblock", ctypes.c_uint64),
+        ("device", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
+    )
 
 
 class Decision(ctypes.Structure):

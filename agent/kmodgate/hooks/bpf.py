@@ -28,6 +28,7 @@ from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
 from .pins import Pins
+from .superblocks import Superblocks
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +175,7 @@ class BpfBackend:
         self._counters = self._numbers("counters", abi.COUNTERS)
         self._stats = self._numbers("stats", len(abi.Stat))
         self._histograms = self._numbers("histograms", abi.HISTOGRAM_ROW * len(abi.Histogram))
+        self.superblocks = Superblocks(self._object.map("pinned"), self._control, self._identify)
         self.event_ring = libbpf.RingBuffer(self._object.map("events"))
         self._control.heartbeat_max_age = _HEARTBEAT_MAX_AGE
         self._control.probe = 0  # of an agent that was killed in the middle of one

@@ -110,9 +110,9 @@ def _open_library() -> ctypes.CDLL:
         "bpf_map__set_initial_value": (integer, (pointer, pointer, size)),
         "bpf_object__next_map": (pointer, (pointer, pointer)),
         "bpf_map_get_next_key": (integer, (integer, pointer, pointer)),
-        "bpf_map_lookup_elem": (integer, (integer, pointer, pointer)),
         "bpf_map_update_elem": (integer, (integer, pointer, pointer, u64)),
         "bpf_map_delete_elem": (integer, (integer, pointer)),
+        "bpf_map_lookup_elem": (integer, (integer, pointer, pointer)),
         "bpf_prog_test_run_opts": (integer, (integer, ctypes.POINTER(_TestRunOpts))),
         "bpf_obj_get_info_by_fd": (integer, (integer, pointer, ctypes.POINTER(u32))),
         "ring_buffer__new": (pointer, (integer, _Sample, pointer, pointer)),
@@ -204,6 +204,15 @@ class Map:
         result = _library.lib.bpf_map_delete_elem(self.fd, key)
         if result != -errno.ENOENT:
             _library.integer(f"map {self.name}: delete", result)
+
+    def lookup(self, key: bytes, size: int) -> bytes | None:
+        """The value of one element, ``size`` bytes as the map has them; None when it is not there."""
+        value = ctypes.create_string_buffer(size)
+        result = _library.lib.bpf_map_lookup_elem(self.fd, key, value)
+        if result == -errno.ENOENT:
+            return None
+        _library.integer(f"map {self.name}: look-up", result)
+        return value.raw
 
     def memory(self, size: int) -> mmap.mmap:
         """The values of an array created with ``BPF_F_MMAPABLE``, shared with the kernel."""

@@ -11,7 +11,7 @@ from .capability import Finding, Severity, limits
 from .facts import NodeFacts, read_facts
 from .keyrings import KernelKeys, KeyringCertificate, read_keys
 from .modules import LoadedModule, read_modules
-from .mounts import CgroupHierarchy, PinnedRoot, read_pinned_root
+from .mounts import CgroupHierarchy, PinnedRoot, RootProtection, read_pinned_root
 from .paths import NodePaths
 from .security import KernelStrictness, read_strictness
 
@@ -25,6 +25,7 @@ __all__ = [
     "NodeFacts",
     "NodePaths",
     "PinnedRoot",
+    "RootProtection",
     "Severity",
     "limits",
     "read_facts",

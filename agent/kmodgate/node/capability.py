@@ -201,14 +201,17 @@ def _root(facts: NodeFacts, policy: EffectivePolicy) -> Iterator[Finding]:
             "the root file system of process 1 cannot be identified; run as root in the host's PID namespace "
             "(hostPID: true)",
         )
-    elif not root.superblock_read_only:
+    elif root.protection.is_weak:
         how = (
-            "its file system is writable, its mount alone is not"
+            "it is mounted read-only, but on a writable device: root can mount it anew"
+            if root.superblock_read_only
+            else "its file system is writable, its mount alone is not"
             if root.mount_read_only
             else "it is writable"
         )
         yield _warning(
             "pinned-root-writable",
             f"the pinned root ({root.fs_type}, {root.device}) is a weak pin, because {how}: "
-            "whoever can write to it can load modules; use a read-only root file system",
+            "whoever can write to it can load modules; use a root file system on a read-only device, "
+            "best of all dm-verity",
         )

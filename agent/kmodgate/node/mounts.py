@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from kmodgate.errors import NodeError
 
-from .paths import NodePaths, read_text
+from .devicemapper import is_mapped, live_table
+from .paths import NodePaths, read_text, read_word
 
 _OCTAL = re.compile(r"\\([0-3][0-7]{2})", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
@@ -31,6 +32,23 @@ class CgroupHierarchy(StrEnum):
     V1 = "v1"
     V2 = "v2"
     HYBRID = "hybrid"
+
+
+class RootProtection(StrEnum):
+    """What keeps the pinned root from being written to, best first."""
+
+    VERITY = "verity"
+    """Every block is checked against a digest when it is read."""
+    READ_ONLY_DEVICE = "read_only_device"
+    """The block device refuses writes: what LoadPin calls engaged."""
+    READ_ONLY_MOUNT = "read_only_mount"
+    """The file system refuses writes, on a device that does not: root can mount it anew."""
+    WRITABLE = "writable"
+
+    @property
+    def is_weak(self) -> bool:
+        """Whoever is root on the node can write to the file system."""
+        return self in {RootProtection.READ_ONLY_MOUNT, RootProtection.WRITABLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +76,11 @@ class PinnedRoot:
             btrfs differs from what ``stat`` gives.
         mount_read_only: this mount refuses writes; another mount of the same file
             system may allow them.
-        superblock_read_only: the file system itself refuses writes, on every mount.
+        superblock_read_only: the file system itself refuses writes, on every mount, until
+            root mounts it anew.
+        device_read_only: the block device refuses writes; False when there is no block device
+            (LoadPin takes that for writable, too).
+        verity: it is a dm-verity device.
     """
 
     mount_id: int
@@ -69,6 +91,17 @@ class PinnedRoot:
     source: str
     mount_read_only: bool
     superblock_read_only: bool
+    device_read_only: bool = False
+    verity: bool = False
+
+    @property
+    def protection(self) -> RootProtection:
+        """What keeps the file system from being written to."""
+        if self.verity and self.device_read_only:
+            return RootProtection.VERITY
+        if self.device_read_only:
+            return RootProtection.READ_ONLY_DEVICE
+        return RootProtection.READ_ONLY_MOUNT if self.superblock_read_only else RootProtection.WRITABLE
 
     @property
     def device(self) -> str:
@@ -149,10 +182,15 @@ def mount_id_of(path: Path) -> int | None:
     except OSError:
         return None
     try:
-        # Our own descriptor, so our own /proc/self: mount ids are the same in every namespace.
-        fdinfo = read_text(Path("/proc/self/fdinfo") / str(descriptor))
+        return mount_id_of_fd(descriptor)
     finally:
         os.close(descriptor)
+
+
+def mount_id_of_fd(descriptor: int) -> int | None:
+    """Mount id of the mount that a descriptor of ours lies on."""
+    # Our own descriptor, so our own /proc/self: mount ids are the same in every namespace.
+    fdinfo = read_text(Path("/proc/self/fdinfo") / str(descriptor))
     return None if fdinfo is None else parse_mount_id(fdinfo)
 
 
@@ -197,7 +235,21 @@ def read_pinned_root(
     mounts = read_mounts(paths)
     if mounts is None:
         return None
-    return find_pinned_root(mounts, mount_id_of(paths.proc / "1" / "root"))
+    root = find_pinned_root(mounts, mount_id_of(paths.proc / "1" / "root"))
+    if root is None or read_word(paths.sys / f"dev/block/{root.device}/ro") != "1":
+        return root
+    return replace(root, device_read_only=True, verity=_is_verity(paths, root))
+
+
+def _is_verity(paths: NodePaths, root: PinnedRoot) -> bool:
+    """Whether a device is one of dm-verity; False for a user who may not ask."""
+    if not is_mapped(paths, root.major, root.minor):
+        return False
+    try:
+        table = live_table(paths, root.major, root.minor)
+    except NodeError:
+        return False  # the weaker word for it: READ_ONLY_DEVICE
+    return [target.kind for target in table] == ["verity"]
 
 
 def cgroup_hierarchy(mounts: Iterable[Mount]) -> CgroupHierarchy | None:

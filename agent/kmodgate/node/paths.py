@@ -25,6 +25,7 @@ class NodePaths:
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
     boot: Path = Path("/boot")
+    dev: Path = Path("/dev")
 
 
 def read_bytes(path: Path) -> bytes | None:

@@ -242,6 +242,12 @@ class AgentMetrics:
             yield _value(m.AGENT_GAP, state.agent_gap)
         yield _value(m.TRUST_ANCHORS, state.anchor_count)
         yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
+        if state.pinned_root is not None:
+            root = state.pinned_root
+            yield _info(m.PINNED_ROOT_INFO, (root.protection.value, root.fs_type, root.device))
+        if state.pinned_root_current is not None:
+            yield _value(m.PINNED_ROOT_CURRENT, float(state.pinned_root_current))
+            yield _value(m.PINNED_VERITY, state.pinned_verity)
         yield _gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})
 
     def _agent(self) -> Iterator[Family]:

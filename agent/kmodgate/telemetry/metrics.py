@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason, Verdict
+from kmodgate.node import RootProtection
 
 from .table import Kind, Label, Metric
 
@@ -243,6 +244,30 @@ AGENT_GAP: Final = Metric(
     "Seconds before this agent in which no agent ran.",
     "Enforcement went on if the gap above is 0, but unknown modules met `failurePolicy`.",
 )
+PINNED_ROOT_INFO: Final = Metric(
+    "kmodgate_pinned_root_info",
+    Kind.INFO,
+    "The file system that LoadPin pins, and what keeps it from being written to.",
+    "`read_only_mount` and `writable` are weak: root on the node can put a module there and load it.",
+    (
+        Label("protection", tuple(RootProtection)),
+        Label("fstype", pattern=r"[0-9A-Za-z_.-]{1,32}", note="of the file system"),
+        Label("device", pattern=r"[0-9]{1,4}:[0-9]{1,7}", note="its device number, `major:minor`"),
+    ),
+)
+PINNED_ROOT_CURRENT: Final = Metric(
+    "kmodgate_pinned_root_current",
+    Kind.GAUGE,
+    "1 if process 1 still has the pinned root as its root, else 0.",
+    "0: it was switched or has gone away, and modules on the new one are refused under LoadPin. "
+    "Restart the agent to pin the new one.",
+)
+PINNED_VERITY: Final = Metric(
+    "kmodgate_pinned_verity_filesystems",
+    Kind.GAUGE,
+    "File systems that count as pinned, because their dm-verity root digest is trusted.",
+    "Fewer than are mounted: the agent's log says why one does not count.",
+)
 SCRAPE_ERRORS: Final = Metric(
     "kmodgate_scrape_errors_total",
     Kind.COUNTER,
@@ -269,6 +294,9 @@ TABLE: Final[tuple[Metric, ...]] = (
     TRUST_ANCHORS,
     TRUST_ANCHOR_NOT_AFTER,
     LOADED_MODULES,
+    PINNED_ROOT_INFO,
+    PINNED_ROOT_CURRENT,
+    PINNED_VERITY,
     RELOAD_SUCCESSFUL,
     RELOAD_TIMESTAMP,
     ENFORCEMENT_GAP,

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from kmodgate.model import Backend, EffectivePolicy
+from kmodgate.node import PinnedRoot
 
 from .metrics import LoadedSignature
 
@@ -63,6 +64,9 @@ class StatusSnapshot:
         loaded_modules: how many modules are loaded now.
         enforcement_gap: seconds before this agent in which nothing was enforced.
         agent_gap: seconds before this agent in which no agent ran.
+        pinned_root: the file system that is pinned, as it was at start.
+        pinned_root_current: whether process 1 still has it as its root.
+        pinned_verity: file systems that are pinned by their dm-verity root digest.
     """
 
     policy: EffectivePolicy | None = None
@@ -73,6 +77,9 @@ class StatusSnapshot:
     reload_error: str | None = None
     anchors: tuple[tuple[str, float], ...] = ()
     anchor_count: int = 0
+    pinned_root: PinnedRoot | None = None
+    pinned_root_current: bool | None = None
+    pinned_verity: int = 0
     loaded_modules: Mapping[LoadedSignature, int] = field(default_factory=lambda: MappingProxyType({}))
     enforcement_gap: float | None = None
     agent_gap: float | None = None
@@ -128,6 +135,10 @@ class AgentStatus:
     def set_gap(self, *, enforcement: float, agent: float) -> None:
         """How long this node was without enforcement and without an agent, in seconds."""
         self._change(enforcement_gap=enforcement, agent_gap=agent)
+
+    def set_pins(self, root: PinnedRoot | None, *, current: bool, verity: int) -> None:
+        """The pinned file systems have been looked at."""
+        self._change(pinned_root=root, pinned_root_current=current, pinned_verity=verity)
 
     def _change(self, **parts: Any) -> None:
         with self._lock:

@@ -44,6 +44,7 @@ def test_an_unset_policy_is_printed_as_gke_prints_it(tmp_path: Path) -> None:
     )
     document = yaml.safe_load(output)
     assert document["kmodgate"]["loadPin"] == "on"
+    assert document["kmodgate"]["loadPinTrustedVerityDigests"] is None
     assert document["kmodgate"]["holdTimeout"] == "250ms"
     assert document["kmodgate"]["maxModuleSize"] == "64MiB"
     assert document["kmodgate"]["listen"] == "127.0.0.1:9464"

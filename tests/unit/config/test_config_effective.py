@@ -141,6 +141,8 @@ def test_configs_are_equal_when_they_mean_the_same() -> None:
     [
         (b"kmodgate: {mode: audit}", "nothing is denied"),
         (b"kmodgate: {pinnedRootExempt: true}", "has no effect"),
+        (b"kmodgate: {loadPin: off, loadPinTrustedVerityDigests: d}", "has no effect unless LoadPin is on"),
+        (b"kmodgate: {nodeType: GPU, loadPinTrustedVerityDigests: d}", "has no effect unless LoadPin is on"),
         (b"kmodgate: {failurePolicy: Ignore}", "are allowed"),
         (b"kmodgate: {trust: {requireValidity: true}}", "wrong clock"),
     ],
@@ -153,3 +155,25 @@ def test_warnings(text: bytes, words: str) -> None:
 def test_an_exempt_writable_root_is_warned_of_under_enforce() -> None:
     config = read(b"kmodgate: {pinnedRootExempt: true}").with_policy(Policy.ENFORCE)
     assert "can load any module" in config.warnings[0]
+
+
+def test_trusted_digests_are_warned_of_where_nothing_depends_on_the_root() -> None:
+    plain = read(b"kmodgate: {loadPinTrustedVerityDigests: d}")
+    assert plain.warnings == ()
+    (warning,) = plain.with_policy(Policy.ENFORCE).warnings
+    assert "has no effect" in warning
+    exempt = read(b"kmodgate: {loadPin: off, loadPinTrustedVerityDigests: d, pinnedRootExempt: true}")
+    assert not [w for w in exempt.with_policy(Policy.ENFORCE).warnings if "Digests" in w]
+
+
+def test_a_pool_has_digests_of_its_own() -> None:
+    config = parse(
+        b"kmodgate:\n  loadPinTrustedVerityDigests: all\n  nodePools:\n"
+        b"    - {name: a, nodeSelector: {b: c}, loadPinTrustedVerityDigests: /own}\n",
+        source="node.yaml",
+        directory=Path("/etc"),
+    )
+    assert config.files == (Path("/etc/all"),)
+    pool = resolve(config, {"b": "c"})
+    assert pool.load_pin_digests == Path("/own")
+    assert pool.origin("loadPinTrustedVerityDigests") == "node.yaml:4"

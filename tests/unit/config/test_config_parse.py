@@ -125,6 +125,7 @@ def test_all_keys_of_ours() -> None:
           failurePolicy: Ignore
           nodeType: TPU
           loadPin: "off"
+          loadPinTrustedVerityDigests: digests
           pinnedRootExempt: true
           trust:
             kernelKeyrings: false
@@ -143,6 +144,7 @@ def test_all_keys_of_ours() -> None:
         failure_policy=FailurePolicy.IGNORE,
         node_type=NodeType.TPU,
         load_pin=LoadPinSetting.OFF,
+        load_pin_digests=Path("/etc/kmodgate/digests"),
         pinned_root_exempt=True,
         trust=TrustConfig(
             kernel_keyrings=False,
@@ -158,9 +160,9 @@ def test_all_keys_of_ours() -> None:
     )
     assert config.hold_timeout == 1.5
     assert str(config.listen) == "[::]:9000"
-    assert config.origin("trust.revoked") == "node.yaml:12"
-    assert config.origin("logging.level") == "node.yaml:16"
-    assert len(config.warnings) == 4
+    assert config.origin("trust.revoked") == "node.yaml:13"
+    assert config.origin("logging.level") == "node.yaml:17"
+    assert len(config.warnings) == 5
 
 
 @pytest.mark.parametrize(

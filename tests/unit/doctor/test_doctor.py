@@ -44,7 +44,15 @@ FACTS = NodeFacts(
     online_cpus=4,
     preemption=Preemption.VOLUNTARY,
     pinned_root=PinnedRoot(
-        27, 254, 1, "/", "ext4", "/dev/vda1", mount_read_only=True, superblock_read_only=True
+        27,
+        254,
+        1,
+        "/",
+        "ext4",
+        "/dev/vda1",
+        mount_read_only=True,
+        superblock_read_only=True,
+        device_read_only=True,
     ),
     keys=KernelKeys((KeyringCertificate("1", "CA", "00", "rsa"),), (".builtin_trusted_keys",)),
 )

@@ -62,7 +62,7 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.paths = NodePaths(proc=root / "proc", sys=root / "sys", boot=root / "boot")
+        self.paths = NodePaths(proc=root / "proc", sys=root / "sys", boot=root / "boot", dev=root / "dev")
 
     def write(self, name: str, content: str | bytes) -> None:
         path = self.root / name

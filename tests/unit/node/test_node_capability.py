@@ -13,13 +13,24 @@ from kmodgate.node import (
     KeyringCertificate,
     NodeFacts,
     PinnedRoot,
+    RootProtection,
     Severity,
     limits,
 )
 from kmodgate.node.kernel import Preemption
 from kmodgate.node.security import KernelLoadPin, Lockdown, ModuleSignatures
 
-ROOT = PinnedRoot(27, 254, 1, "/", "ext4", "/dev/vda1", mount_read_only=True, superblock_read_only=True)
+ROOT = PinnedRoot(
+    27,
+    254,
+    1,
+    "/",
+    "ext4",
+    "/dev/vda1",
+    mount_read_only=True,
+    superblock_read_only=True,
+    device_read_only=True,
+)
 GOOD = NodeFacts(
     release="6.1.0",
     btf=True,
@@ -123,12 +134,20 @@ def test_a_good_node_has_no_limits(policy: EffectivePolicy, *, certificates: boo
             "error:pinned-root-unknown",
         ),
         (
-            {"pinned_root": replace(ROOT, superblock_read_only=False)},
+            {"pinned_root": replace(ROOT, device_read_only=False)},
             LOAD_PIN,
             False,
             "warning:pinned-root-writable",
         ),
-        ({"pinned_root": replace(ROOT, superblock_read_only=False)}, FREE, False, None),
+        (
+            {"pinned_root": replace(ROOT, device_read_only=False)},
+            replace(ENFORCE, pinned_root_exempt=True),
+            False,
+            "warning:pinned-root-writable",
+        ),
+        ({"pinned_root": replace(ROOT, device_read_only=False)}, FREE, False, None),
+        ({"pinned_root": replace(ROOT, device_read_only=False)}, ENFORCE, False, None),
+        ({"pinned_root": replace(ROOT, superblock_read_only=False)}, LOAD_PIN, False, None),
         ({"pinned_root": replace(ROOT, mount_read_only=False)}, LOAD_PIN, False, None),
     ],
 )
@@ -160,12 +179,17 @@ def test_errors_come_first() -> None:
 
 def test_a_writable_file_system_behind_a_read_only_mount_is_told_apart() -> None:
     (plain,) = limits(
-        replace(GOOD, pinned_root=replace(ROOT, mount_read_only=False, superblock_read_only=False)),
+        replace(
+            GOOD,
+            pinned_root=replace(
+                ROOT, mount_read_only=False, superblock_read_only=False, device_read_only=False
+            ),
+        ),
         LOAD_PIN,
         configured_certificates=False,
     )
     (behind,) = limits(
-        replace(GOOD, pinned_root=replace(ROOT, superblock_read_only=False)),
+        replace(GOOD, pinned_root=replace(ROOT, superblock_read_only=False, device_read_only=False)),
         LOAD_PIN,
         configured_certificates=False,
     )
@@ -176,3 +200,24 @@ def test_a_writable_file_system_behind_a_read_only_mount_is_told_apart() -> None
 def test_without_the_kernels_keyrings_their_emptiness_does_not_matter() -> None:
     facts = replace(GOOD, keys=KernelKeys((), (".builtin_trusted_keys",)))
     assert limits(facts, ENFORCE, configured_certificates=True, kernel_keyrings=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("device", "superblock", "verity", "protection", "words"),
+    [
+        (True, True, True, RootProtection.VERITY, None),
+        (True, True, False, RootProtection.READ_ONLY_DEVICE, None),
+        (True, False, False, RootProtection.READ_ONLY_DEVICE, None),
+        (False, True, False, RootProtection.READ_ONLY_MOUNT, "root can mount it anew"),
+        (False, True, True, RootProtection.READ_ONLY_MOUNT, "root can mount it anew"),
+        (False, False, False, RootProtection.WRITABLE, "its mount alone is not"),
+    ],
+)
+def test_what_protects_the_root(
+    device: bool, superblock: bool, verity: bool, protection: RootProtection, words: str | None
+) -> None:
+    root = replace(ROOT, device_read_only=device, superblock_read_only=superblock, verity=verity)
+    assert root.protection is protection
+    found = limits(replace(GOOD, pinned_root=root), LOAD_PIN, configured_certificates=False)
+    assert [words in finding.message for finding in found if words] == ([True] if words else [])
+    assert bool(found) is protection.is_weak

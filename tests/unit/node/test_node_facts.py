@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kmodgate.errors import NodeError
-from kmodgate.node import CgroupHierarchy, NodePaths, read_facts, read_keys, read_modules, read_pinned_root
+from kmodgate.node import (
+    CgroupHierarchy,
+    NodePaths,
+    RootProtection,
+    read_facts,
+    read_keys,
+    read_modules,
+    read_pinned_root,
+)
+from kmodgate.node.devicemapper import live_table
 from kmodgate.node.kconfig import read_kconfig
 from kmodgate.node.kernel import Preemption
 from kmodgate.node.mounts import mount_id_of
@@ -87,8 +96,40 @@ def test_the_root_is_found_by_mount_id_not_by_mount_point(tree: Tree) -> None:
     assert (writable.mount_read_only, writable.superblock_read_only) == (False, False)
     assert (stacked.device, stacked.fs_type, stacked.source) == ("253:0", "squashfs", "/dev/mapper/root")
     assert (stacked.mount_read_only, stacked.superblock_read_only) == (True, True)
+    assert (writable.device_read_only, stacked.device_read_only) == (False, False)
     assert read_pinned_root(tree.paths, mount_id_of=lambda _: 99) is None
     assert read_pinned_root(tree.paths, mount_id_of=lambda _: None) is None
+
+
+@pytest.mark.parametrize(
+    ("ro", "protection"),
+    [
+        ("1\n", RootProtection.READ_ONLY_DEVICE),
+        ("0\n", RootProtection.READ_ONLY_MOUNT),
+        ("yes\n", RootProtection.READ_ONLY_MOUNT),
+        (None, RootProtection.READ_ONLY_MOUNT),
+    ],
+)
+def test_a_root_whose_device_is_read_only(tree: Tree, ro: str | None, protection: RootProtection) -> None:
+    if ro is not None:
+        tree.write("sys/dev/block/253:0/ro", ro)
+    # One of the device mapper's, which cannot be asked here: the weaker word.
+    tree.write("sys/dev/block/253:0/dm/name", "root\n")
+    root = read_pinned_root(tree.paths, mount_id_of=lambda _: 40)
+    assert root is not None
+    assert root.protection is protection
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "device"])
+def test_a_device_mapper_that_is_none_is_not_asked(tree: Tree, kind: str) -> None:
+    control = tree.root / "dev/mapper/control"
+    if kind == "file":
+        tree.write("dev/mapper/control", "x")
+    elif kind == "device":
+        control.parent.mkdir(parents=True)
+        control.symlink_to("/dev/null")
+    with pytest.raises(NodeError, match=r"device mapper cannot be asked: .*control"):
+        live_table(tree.paths, 253, 0)
 
 
 def test_the_mount_id_of_a_real_directory() -> None:

@@ -30,6 +30,7 @@ from kmodgate.model import (
     Reason,
     Verdict,
 )
+from kmodgate.node import PinnedRoot
 from kmodgate.telemetry.collector import AgentMetrics
 from kmodgate.telemetry.expected import expected_loads
 from kmodgate.telemetry.flood import LeftOut
@@ -37,6 +38,8 @@ from kmodgate.telemetry.lines import Loss
 from kmodgate.telemetry.metrics import TABLE, LoadedSignature, QuestionOutcome
 from kmodgate.telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
 from kmodgate.telemetry.table import OTHER
+
+ROOT = PinnedRoot(27, 254, 1, "/", "ext4", "/dev/vda1", mount_read_only=False, superblock_read_only=False)
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -285,10 +288,26 @@ def test_everything_exported_is_in_the_table_and_the_other_way_round(
     status.set_policy(enforce)
     status.reload_succeeded(1.0)
     status.set_gap(enforcement=0.0, agent=2.5)
+    status.set_pins(ROOT, current=True, verity=0)
     metrics.attach(counters)
     metrics.attach_event_log(FakeLog())
     exported = {family.name: family.documentation for family in metrics.registry.collect()}
     assert exported == {metric.family: metric.help for metric in TABLE}
+
+
+def test_pinned_file_systems(metrics: AgentMetrics, status: AgentStatus) -> None:
+    assert value(scrape(metrics), "kmodgate_pinned_root_current") is None
+    status.set_pins(ROOT, current=True, verity=2)
+    samples = scrape(metrics)
+    labels = {"protection": "writable", "fstype": "ext4", "device": "254:1"}
+    assert value(samples, "kmodgate_pinned_root_info", **labels) == 1
+    assert value(samples, "kmodgate_pinned_root_current") == 1
+    assert value(samples, "kmodgate_pinned_verity_filesystems") == 2
+    status.set_pins(replace(ROOT, device_read_only=True, fs_type="a b\n"), current=False, verity=0)
+    samples = scrape(metrics)
+    labels = {"protection": "read_only_device", "fstype": OTHER, "device": "254:1"}
+    assert value(samples, "kmodgate_pinned_root_info", **labels) == 1
+    assert value(samples, "kmodgate_pinned_root_current") == 0
 
 
 def test_registry_is_injected_and_a_second_agent_on_it_is_refused(status: AgentStatus) -> None:
