@@ -28,8 +28,10 @@ from .answers import Answerer, Asked, Trust
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
 from .hooks.bpf import BpfBackend
+from .lookout import Lookout
 from .model import Api, Backend, Mode, Policy
-from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
+from .node import NodeFacts, NodePaths, read_facts, read_strictness
+from .notify import notify
 from .observe import Observer
 from .policy import compile_table
 from .selfprobe import probe_problem
@@ -37,7 +39,6 @@ from .settings import Settings, files_named, read_settings
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
-from .telemetry.metrics import LoadedSignature
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,11 @@ class Agent:
             stack.callback(self._metrics.attach, None)
             self._start_enforcing(backend, facts, stack)
             self._announce(server.port)
+            notify("READY=1")
+            self._lookout = stack.enter_context(
+                Lookout(facts, self._paths, self._status, event_log, self._answerer)
+            )
+            self._lookout.judge_by(self._settings)
             self._loop(backend, watcher, signals, event_log)
             self._stop(backend, event_log)
 
@@ -156,7 +162,7 @@ class Agent:
                 f"the root of process 1 lies on device {facts.pinned_root.device}, but the kernel says "
                 f"{device[0]}:{device[1]}; is the agent in the host's PID namespace (hostPID: true)?"
             )
-        self._single_cpu = facts.online_cpus == 1
+        self._cpus = facts.online_cpus or 2
         self._strictness = read_strictness(self._paths)
         self._configure(backend)
         self._answerer = Answerer(
@@ -181,14 +187,14 @@ class Agent:
             self._probe(backend)
         if self._not_ready is not None:
             raise HookError(self._not_ready)
-        self._count_modules()
 
     def _configure(self, backend: BpfBackend) -> None:
         config = self._settings.config
         backend.configure(
             hold_seconds=config.hold_timeout,
             max_size=config.max_module_size,
-            wait_asleep=self._single_cpu,
+            wait_asleep=self._cpus == 1,
+            wait_limit=wait_limit(self._cpus),
             sig_enforce=self._strictness.sig_enforce,
             lockdown=self._strictness.lockdown,
         )
@@ -274,10 +280,12 @@ class Agent:
         with _survive():
             self._probe(backend)
             self._answerer.relieve()
+            self._lookout.look()
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
                 backend.forget_answers()
                 self._answerer.set_trust(self._trust(backend))
+                self._lookout.trust_changed()
 
     def _ask(self, backend: BpfBackend) -> None:
         for question in backend.questions():
@@ -302,16 +310,8 @@ class Agent:
             with _survive():
                 event_log.write(self._observer.event(record))
         if loaded:
-            self._count_modules()
-
-    def _count_modules(self) -> None:
-        modules = read_modules(self._paths)
-        if modules is None:
-            return
-        unsigned = sum(module.is_unsigned for module in modules)
-        self._status.set_loaded_modules(
-            {LoadedSignature.UNVERIFIED: unsigned, LoadedSignature.VERIFIED: len(modules) - unsigned}
-        )
+            with _survive():
+                self._lookout.look()
 
     def _signalled(self, numbers: bytes) -> None:
         for number in numbers:
@@ -384,11 +384,14 @@ class Agent:
         if new.trust_key != old.trust_key:
             backend.forget_answers()
             self._answerer.set_trust(self._trust(backend))
+            self._lookout.trust_changed()
         self._publish(backend)
         self._probe(backend)
+        self._lookout.judge_by(new)
 
     def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
         self._not_ready = "shutting down"
+        notify("STOPPING=1")
         backend.stop_heartbeat()
         backend.detach()
         self._status.set_enforcing(enforcing=False)
@@ -396,6 +399,14 @@ class Agent:
             with _survive():
                 event_log.write(self._observer.event(record))
         log.warning("detached: this node no longer enforces a module policy")
+
+
+def wait_limit(cpus: int) -> int:
+    """How many loads may wait at once: one CPU is left to the agent, which is to end their waits.
+
+    On a single CPU loads wait asleep (``wait_asleep``), and a few do not hinder it much.
+    """
+    return 4 if cpus == 1 else min(cpus - 1, 8)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.vectors.generate import MODINFO, Identity, append, make_elf, make_identity, openssl_cms
 
-from kmodgate.answers import Answerer, Asked, Trust
+from kmodgate.answers import Answerer, Asked, FileIdentity, Trust
 from kmodgate.errors import HookError
 from kmodgate.model import Api, SignatureStatus, Verification
 from kmodgate.signature import Revocations, TrustStore, load_certificates
@@ -29,6 +29,7 @@ class Sink:
     def __init__(self) -> None:
         self.answers: dict[bytes, tuple[Verification, int]] = {}
         self.contents: dict[bytes, Verification] = {}
+        self.files: dict[tuple[tuple[int, int], int, int], int] = {}
         self.order: list[str] = []
         self.finished = threading.Event()
         self.broken = False
@@ -50,6 +51,9 @@ class Sink:
         del question
         self.order.append("done")
         self.finished.set()
+
+    def answered_for(self, device: tuple[int, int], inode: int, size: int, trust_generation: int) -> None:
+        self.files[device, inode, size] = trust_generation
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +302,7 @@ def test_reads_that_hang_do_not_end_verification(
     release = threading.Event()
     read = bench.answerer._read_file
 
-    def hang(asked: Asked) -> bytes | None:
+    def hang(asked: Asked) -> tuple[bytes, FileIdentity] | None:
         if asked.id < 100:
             release.wait(30)
         return read(asked)

@@ -96,6 +96,9 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         },
         "holdTimeout": f"{config.hold_timeout_ns / 1_000_000:g}ms",
         "maxModuleSize": f"{config.max_module_size / (1 << 20):g}MiB",
+        "preverify": (
+            ["updates of the running kernel"] if config.preverify is None else list(config.preverify)
+        ),
         "listen": str(config.listen),
         "logging": {"level": config.log_level.value},
         "backend": config.backend.value,
@@ -132,6 +135,7 @@ _KEYS = (
     "trust.kernelProfile",
     "holdTimeout",
     "maxModuleSize",
+    "preverify",
     "listen",
     "logging.level",
     "backend",

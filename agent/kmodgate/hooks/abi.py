@@ -48,6 +48,7 @@ class Stat(IntEnum):
     PROBE_EXIT = 15
     REDECIDED = 16
     PROBE_BYTES = 17
+    WAITS_REFUSED = 18
 
 
 class Histogram(IntEnum):
@@ -85,7 +86,7 @@ class Control(ctypes.Structure):
         ("sig_enforce", ctypes.c_uint32),
         ("kernel_refuses", ctypes.c_uint32),
         ("every_load", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("wait_limit", ctypes.c_uint32),
     )
 
 
@@ -114,6 +115,17 @@ class Answer(ctypes.Structure):
         ("trust_generation", ctypes.c_uint64),
         ("verification", ctypes.c_uint32),
         ("contents", ctypes.c_uint32),
+    )
+
+
+class File(ctypes.Structure):
+    """Twin: ``struct kmg_file``."""
+
+    _fields_ = (
+        ("inode", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("device", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
     )
 
 

@@ -117,10 +117,19 @@ class Root:
         finally:
             os.close(fd)
 
+    def find(self, path: str) -> int:
+        """What a path leads to, found and not opened (O_PATH); the caller closes the descriptor.
+
+        Raises:
+            OSError: nothing is there, or it cannot be reached.
+            ValueError: an embedded null byte.
+        """
+        return self._open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def kind(self, path: str) -> str | None:
         """``directory``, ``file`` or ``other`` for what a path leads to; None when to nothing."""
         try:
-            fd = self._open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = self.find(path)
         except (OSError, ValueError):
             return None
         try:
@@ -132,7 +141,7 @@ class Root:
     def identity(self, path: str) -> tuple[int, int] | None:
         """Device and inode of what a path leads to; None when to nothing."""
         try:
-            fd = self._open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = self.find(path)
         except OSError:
             return None
         try:

@@ -239,6 +239,7 @@ class AgentMetrics:
         yield _value(m.TRUST_ANCHORS, state.anchor_count)
         yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
         yield _gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})
+        yield _gauges(m.PREVERIFIED, {(o.value,): n for o, n in state.preverified.items()})
 
     def _agent(self) -> Iterator[Family]:
         with self._lock:

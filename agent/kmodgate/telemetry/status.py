@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from kmodgate.model import Backend, EffectivePolicy
 
-from .metrics import LoadedSignature
+from .metrics import LoadedSignature, PreverifyOutcome
 
 MAX_ANCHORS: Final = 64
 """Certificates shown one by one: those that expire first."""
@@ -61,6 +61,7 @@ class StatusSnapshot:
         anchors: ``(label, Unix time of expiry)``, first to expire first.
         anchor_count: certificates in force, shown or not.
         loaded_modules: how many modules are loaded now.
+        preverified: how many module files were verified before they are loaded.
     """
 
     policy: EffectivePolicy | None = None
@@ -72,6 +73,7 @@ class StatusSnapshot:
     anchors: tuple[tuple[str, float], ...] = ()
     anchor_count: int = 0
     loaded_modules: Mapping[LoadedSignature, int] = field(default_factory=lambda: MappingProxyType({}))
+    preverified: Mapping[PreverifyOutcome, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class AgentStatus:
@@ -120,6 +122,11 @@ class AgentStatus:
         """The modules loaded now; a signature that is missing counts 0."""
         complete = {signature: counts.get(signature, 0) for signature in LoadedSignature}
         self._change(loaded_modules=MappingProxyType(complete))
+
+    def set_preverified(self, counts: Mapping[PreverifyOutcome, int]) -> None:
+        """The module files verified before they are loaded; an outcome that is missing counts 0."""
+        complete = {outcome: counts.get(outcome, 0) for outcome in PreverifyOutcome}
+        self._change(preverified=MappingProxyType(complete))
 
     def _change(self, **parts: Any) -> None:
         with self._lock:
