@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from kmodgate.errors import KmodgateError
+from kmodgate.errors import KmodgateError, NodeError
 from kmodgate.model import EffectivePolicy, Mode, Policy, SignatureStatus, Signer
 from kmodgate.node import read_facts, read_modules
 
@@ -58,20 +58,18 @@ def word(module: LoadedNow, *, kernel_keyrings: bool) -> tuple[str, Outcome]:
     return file.signature.status.value, file.outcome
 
 
-def take(root: Root, request: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def take(root: Root, running: RunningKernel, request: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     """Find and verify the files of what is loaded on a root.
 
     Args:
         root: the node's.
+        running: its kernel.
         request: see ``kmodgate.inventory``.
         now: the time, UTC.
 
     Raises:
-        KmodgateError: no kernel runs on this root, or it makes no sense.
+        KmodgateError: certificates that cannot be used, or a node that makes no sense.
     """
-    running = find_running(root)
-    if running is None:
-        raise KmodgateError(f"{root.path} has no proc and sys of its own")
     keyrings = bool(request["kernel_keyrings"])
     built = bool(read_facts(running.paths).signatures.built)
     modules = read_modules(running.paths) or ()
@@ -197,7 +195,10 @@ def main() -> int:
     request = json.load(sys.stdin)
     try:
         with Root(request["root"]) as root:
-            found = take(root, request, datetime.now(UTC))
+            running = find_running(root)
+            if running is None:
+                raise NodeError(f"{root.path} has no proc and sys of its own")
+            found = take(root, running, request, datetime.now(UTC))
     except (KmodgateError, OSError, MemoryError) as error:
         print(str(error) or type(error).__name__, file=sys.stderr)
         return 3
