@@ -133,6 +133,36 @@ def test_a_compressed_file_is_answered_as_it_lies_and_as_it_unpacks(
     assert list(bench.sink.answers) == [hashlib.sha256(data).digest() for data in (module, packed)]
 
 
+def test_a_file_that_was_answered_for_needs_no_second_question(
+    bench: Bench, tmp_path: Path, opened: list[int], module: bytes
+) -> None:
+    fd = put(tmp_path, opened, module)
+    bench.ask(by_file(fd))
+    status = os.fstat(fd)
+    device = os.major(status.st_dev), os.minor(status.st_dev)
+    assert bench.sink.files == {(device, status.st_ino, len(module)): 7}
+
+
+def test_what_is_learnt_is_answered_as_if_somebody_had_asked(
+    bench: Bench, tmp_path: Path, opened: list[int], module: bytes
+) -> None:
+    identity = FileIdentity((8, 1), 42, 3)
+    packed = gzip.compress(module, mtime=0)
+    assert bench.answerer.learn(packed, identity) is QuestionOutcome.TRUSTED
+    learnt = dict(bench.sink.answers), dict(bench.sink.contents)
+    assert bench.sink.files == {((8, 1), 42, 3): 7}
+    assert bench.sink.order == ["answer", "answer"]  # nobody waits, so nothing is done with
+    assert not bench.outcomes
+    bench.ask(by_file(put(tmp_path, opened, packed)))
+    assert (bench.sink.answers, bench.sink.contents) == learnt
+    assert bench.answerer.learn(b"\x7fELF, and no signature", identity) is QuestionOutcome.REFUSED
+
+
+def test_what_is_unreadable_is_not_answered_for(bench: Bench, tmp_path: Path, opened: list[int]) -> None:
+    bench.ask(by_file(put(tmp_path, opened, bytes((1 << 20) + 1))))
+    assert not bench.sink.files
+
+
 def test_memory_is_read_as_it_stands(bench: Bench, module: bytes) -> None:
     buffer = ctypes.create_string_buffer(module, len(module))
     asked = Asked(
