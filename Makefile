@@ -121,6 +121,7 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_single_cpu.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
 .PHONY: test
