@@ -97,7 +97,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "holdTimeout": f"{config.hold_timeout_ns / 1_000_000:g}ms",
         "maxModuleSize": f"{config.max_module_size / (1 << 20):g}MiB",
         "preverify": (
-            ["updates of the running kernel"] if config.preverify is None else list(config.preverify)
+            ["/lib/modules/$(uname -r)/updates"] if config.preverify is None else list(config.preverify)
         ),
         "listen": str(config.listen),
         "logging": {"level": config.log_level.value},
