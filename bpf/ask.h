@@ -203,8 +203,11 @@ static __noinline __u32 kmg_verification(struct kmg_load *load)
 	kmg_wait_end();
 	if (!wait.over)
 		wait.verification = KMG_VERIFICATION_TIMED_OUT;
-	load->event.hold += bpf_ktime_get_ns() - start;
-	kmg_observe(KMG_HISTOGRAM_HOLD, load->event.hold);
+	start = bpf_ktime_get_ns() - start;
+	/* Each load that waits counts once: what was waited asleep stands there already. */
+	if (!load->event.hold)
+		kmg_observe(KMG_HISTOGRAM_HOLD, start);
+	load->event.hold += start;
 	return wait.verification;
 }
 
@@ -237,6 +240,7 @@ static __always_inline void kmg_wait_asleep(struct kmg_load *load)
 	bpf_loop(1 << 23, kmg_sleep_turn, &sleep, 0);
 	kmg_wait_end();
 	load->event.hold += bpf_ktime_get_ns() - start;
+	kmg_observe(KMG_HISTOGRAM_HOLD, load->event.hold);
 }
 
 #endif /* KMODGATE_ASK_H */

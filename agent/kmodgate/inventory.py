@@ -33,7 +33,14 @@ from .telemetry.metrics import LoadedSignature
 
 log = logging.getLogger(__name__)
 
-_COMMAND: Final = (sys.executable, "-P", "-m", "kmodgate.scan.inventory")
+# Out of the way before anything is imported: imports are a good part of what it does.
+_SCRIPT: Final = """\
+import os, sys
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+from kmodgate.scan.inventory import main
+sys.exit(main())
+"""
+_COMMAND: Final = (sys.executable, "-P", "-c", _SCRIPT)
 _TIMEOUT: Final = 900.0
 # Between two runs of the process, however often modules come and go; longer after each failure.
 _REST: Final = 30.0

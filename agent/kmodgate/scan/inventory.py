@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from kmodgate.errors import KmodgateError, NodeError
 from kmodgate.model import EffectivePolicy, Mode, Policy, SignatureStatus, Signer
-from kmodgate.node import read_facts, read_modules
+from kmodgate.node import NodePaths, read_facts, read_modules
+from kmodgate.node.paths import read_text, read_word
 
 from .kernels import read_image
 from .live import RunningKernel, find_running
@@ -31,6 +32,8 @@ from .root import Root
 from .session import Inputs, run
 
 _MEMORY: Final = 1 << 30
+# What unpacking a kernel image may take; Debian's 6.1 takes half of it.
+_IMAGE_MEMORY: Final = 160 << 20
 _CPU_SECONDS: Final = 300
 
 
@@ -75,8 +78,25 @@ def take(root: Root, running: RunningKernel, request: Mapping[str, Any], now: da
     modules = read_modules(running.paths) or ()
     paths = sorted(_files(root, running, {module.name for module in modules}))
     vouched = built and keyrings and not any(module.is_unsigned for module in modules)
-    found = _pair(root, running, paths, request, now, with_image=keyrings and not vouched)
+    with_image = keyrings and not vouched and memory_left(running.paths) >= _IMAGE_MEMORY
+    found = _pair(root, running, paths, request, now, with_image=with_image)
     return {"modules": [_item(module, keyrings) for module in found]}
+
+
+def memory_left(paths: NodePaths) -> int:
+    """Bytes that this process's cgroup may still take; very many where it has no limit.
+
+    Above it the kernel kills, often the container as a whole: no image is worth that.
+    """
+    lines = (read_text(paths.proc / "self/cgroup") or "").splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    mount = paths.sys / "fs/cgroup"
+    # In a cgroup namespace of its own the path is "/"; in another's it may lead nowhere.
+    for directory in (mount / own, mount):
+        limit, used = read_word(directory / "memory.max"), read_word(directory / "memory.current")
+        if limit is not None and used is not None and limit.isdecimal() and used.isdecimal():
+            return int(limit) - int(used)
+    return 1 << 62
 
 
 def _files(root: Root, running: RunningKernel, names: set[str]) -> Iterator[str]:

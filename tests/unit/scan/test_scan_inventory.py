@@ -17,7 +17,7 @@ from tests.unit.scan.conftest import OLD, Lab
 
 from kmodgate.model import ModuleInfo, SignatureReport, SignatureStatus
 from kmodgate.node import NodePaths
-from kmodgate.scan.inventory import take, word
+from kmodgate.scan.inventory import memory_left, take, word
 from kmodgate.scan.live import RunningKernel
 from kmodgate.scan.records import LoadedNow, Outcome, ScannedFile
 from kmodgate.scan.root import Root
@@ -97,6 +97,35 @@ def test_without_certificates_nobody_but_the_kernel_is_trusted(lab: Lab, world: 
     found = taken(lab, world, certificates=[])
     assert found["plain"]["signature"] == "untrusted_signer"
     assert set(found) == set(TAINTS)
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({}, 1 << 62),
+        ({"memory.max": "max", "memory.current": "5"}, 1 << 62),
+        ({"memory.max": "500", "memory.current": "200"}, 300),
+        ({"a/b/memory.max": "70", "a/b/memory.current": "50", "memory.max": "9", "memory.current": "1"}, 20),
+    ],
+)
+def test_memory_left(tmp_path: Path, files: dict[str, str], left: int) -> None:
+    paths = NodePaths(tmp_path / "proc", tmp_path / "sys", tmp_path / "boot")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("1:name=systemd:/x\n0::/a/b\n")
+    for name, text in files.items():
+        target = tmp_path / "sys/fs/cgroup" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(f"{text}\n")
+    assert memory_left(paths) == left
+
+
+def test_without_room_for_the_kernels_image_its_signer_is_not_verified(lab: Lab, world: Path) -> None:
+    cgroup = world / "sys/fs/cgroup"
+    cgroup.mkdir(parents=True)
+    (cgroup / "memory.max").write_text("100000000\n")
+    (cgroup / "memory.current").write_text("60000000\n")
+    lab.add(OLD, "kernel/odd.ko", lab.keys[OLD])
+    assert taken(lab, world)["odd"]["signature"] == "unknown"
 
 
 def test_without_a_single_file_the_kernels_word_remains(lab: Lab, world: Path) -> None:

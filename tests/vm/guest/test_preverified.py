@@ -27,6 +27,7 @@ def questions() -> float:
 def watched(agent: lab.Agent) -> Iterator[lab.Agent]:
     STAGING.mkdir(exist_ok=True)
     agent.configure(lab.config(lab.ENFORCE, preverify=["/lib/modules/*/updates", "/tmp/staging"]))
+    agent.wait_for(lambda: number("trusted") == number("not_trusted") == 0, "empty directories", 60)
     agent.mark()
     yield agent
     shutil.rmtree(UPDATES, ignore_errors=True)

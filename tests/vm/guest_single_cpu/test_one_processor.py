@@ -36,7 +36,9 @@ def asked() -> float:
 
 
 def test_a_trusted_file_loads_at_the_first_try(agent: lab.Agent, work: Path) -> None:
+    before = lab.metrics()["kmodgate_hold_seconds_count"]
     assert lab.finit(work / "kmgtest.operator.ko").ok
+    assert lab.metrics()["kmodgate_hold_seconds_count"] == before + 1
     event = agent.next_event()
     assert (event["reason"], event["by"]) == ("trusted_signature", "kmodgate")
     assert 0 < event["hold_us"] < HOLD_US
