@@ -179,7 +179,14 @@ class Root:
             except OSError as error:
                 if error.errno not in _MAYBE_LINK:
                     raise
-        return self._open(path, _FILE)
+        # Where a link leads nobody has looked yet, and opening a device can do things.
+        handle = self.find(path)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle  # not opened, and no reader takes it
+        try:
+            return os.open(f"/proc/self/fd/{handle}", _FILE & ~os.O_NOFOLLOW)
+        finally:
+            os.close(handle)
 
     def _open(self, path: str, flags: int) -> int:
         """Open a path from the root, one component at a time.
