@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from tests.vm import lab
 
-HOLD_US = 2_000_000  # of lab.config
+# The longest there is: one emulated processor has the agent, the loader and this test to run.
+HOLD_US = 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,8 @@ def session_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Agen
     assert os.cpu_count() == 1
     Path("/tmp/staging").mkdir()
     directory = tmp_path_factory.mktemp("agent")
-    with lab.running(directory, lab.config(lab.ENFORCE, preverify=["/tmp/staging"])) as agent:
+    config = lab.config(lab.ENFORCE, preverify=["/tmp/staging"], holdTimeout="5s")
+    with lab.running(directory, config) as agent:
         yield agent
         assert "Traceback" not in agent.log()
 
