@@ -124,8 +124,8 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 	$(BIN)/pytest -q -m bpf tests/bpf
 
 .PHONY: test-vm
-test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on two real kernels in QEMU (root)
-	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py
+test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
 .PHONY: test-fmod-ret

@@ -49,6 +49,17 @@ static __always_inline __u64 kmg_next_question(void)
 	return cell ? __sync_fetch_and_add(cell, 1) + 1 : 0;
 }
 
+/* Files that need no question, each with the trust generation of its answer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct kmg_file);
+	__type(value, __u64);
+} files SEC(".maps");
+
+/* Loads that wait at this moment. Taken and given back within one run of one program. */
+static __u64 waiting = 0;
+
 static __noinline void kmg_ask(struct kmg_load *load)
 {
 	struct kmg_question *q;
@@ -97,6 +108,38 @@ static __always_inline bool kmg_agent_alive(struct kmg_control *c)
 	__u64 beat = *(volatile __u64 *)&c->heartbeat, now = bpf_ktime_get_ns();
 
 	return beat && (now <= beat || now - beat < c->heartbeat_max_age);
+}
+
+/* Whether the agent has answered for this load's file, or for one that looked like it. */
+static __always_inline bool kmg_answered_for(struct kmg_load *load)
+{
+	struct kmg_file file = {
+		.inode = load->event.inode,
+		.size = load->event.size,
+		.device = load->event.device,
+	};
+	__u64 *generation = bpf_map_lookup_elem(&files, &file);
+	struct kmg_control *c = kmg_control();
+
+	return generation && c && *generation == c->trust_generation;
+}
+
+/*
+ * A place to wait in. A wait keeps a CPU busy, and the agent needs one to end it: without a
+ * bound, as many loaders as there are CPUs would starve it.
+ */
+static __always_inline bool kmg_wait_begin(struct kmg_control *c)
+{
+	if (__sync_fetch_and_add(&waiting, 1) < c->wait_limit)
+		return true;
+	__sync_fetch_and_add(&waiting, -1);
+	kmg_stat(KMG_STAT_WAITS_REFUSED);
+	return false;
+}
+
+static __always_inline void kmg_wait_end(void)
+{
+	__sync_fetch_and_add(&waiting, -1);
 }
 
 /* What the callbacks of bpf_loop() get: the rest lies in the load, off the stack. */
@@ -158,15 +201,21 @@ static __noinline __u32 kmg_verification(struct kmg_load *load)
 		kmg_ask(load);
 	if (!load->event.question)
 		return KMG_VERIFICATION_AGENT_AWAY;
+	if (!kmg_wait_begin(c))
+		return KMG_VERIFICATION_TIMED_OUT;
 
 	start = bpf_ktime_get_ns();
 	/* What was waited asleep is part of the same promise. */
 	wait.deadline = start + (c->hold > load->event.hold ? c->hold - load->event.hold : 0);
 	bpf_loop(64, kmg_wait_round, &wait, 0);
+	kmg_wait_end();
 	if (!wait.over)
 		wait.verification = KMG_VERIFICATION_TIMED_OUT;
-	load->event.hold += bpf_ktime_get_ns() - start;
-	kmg_observe(KMG_HISTOGRAM_HOLD, load->event.hold);
+	start = bpf_ktime_get_ns() - start;
+	/* Each load that waits counts once: what was waited asleep stands there already. */
+	if (!load->event.hold)
+		kmg_observe(KMG_HISTOGRAM_HOLD, start);
+	load->event.hold += start;
 	return wait.verification;
 }
 
@@ -199,11 +248,13 @@ static __always_inline void kmg_wait_asleep(struct kmg_load *load)
 	struct kmg_sleep sleep = { .load = load };
 	__u64 start = bpf_ktime_get_ns();
 
-	if (!c || !load->event.question || !kmg_agent_alive(c))
+	if (!c || !load->event.question || !kmg_agent_alive(c) || !kmg_wait_begin(c))
 		return;
 	sleep.deadline = start + c->hold;
 	bpf_loop(1 << 23, kmg_sleep_turn, &sleep, 0);
+	kmg_wait_end();
 	load->event.hold += bpf_ktime_get_ns() - start;
+	kmg_observe(KMG_HISTOGRAM_HOLD, load->event.hold);
 }
 #endif
 

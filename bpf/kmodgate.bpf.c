@@ -160,10 +160,10 @@ static __always_inline int kmg_begin_finit(struct file *file)
 	answer = kmg_first_look(load, &pending);
 	/*
 	 * On the pinned root most modules are the kernel's own: ask only if it says no, unless
-	 * every load needs an answer.
+	 * every load needs an answer. Of a file that was answered for, the digest is known.
 	 */
 	if (pending && c && (c->every_load || load->event.origin != KMG_ORIGIN_PINNED_ROOT) &&
-	    kmg_agent_alive(c)) {
+	    !kmg_answered_for(load) && kmg_agent_alive(c)) {
 		kmg_ask(load);
 		if (c->wait_asleep)
 			kmg_wait_asleep(load);

@@ -132,6 +132,7 @@ enum kmg_stat {
 	KMG_STAT_PROBE_BYTES = 17, /* self-probe reached kernel_post_load_data while bytes are judged */
 	KMG_STAT_QUESTION_IDS = 18, /* numbers given to questions */
 	KMG_STAT_FORMER_MISSES = 19, /* recursion_misses of the programs that were replaced */
+	KMG_STAT_WAITS_REFUSED = 20, /* loads that did not wait: as many as may wait did so already */
 	KMG_STAT_COUNT,
 };
 
@@ -186,7 +187,7 @@ struct kmg_control {
 	 * does not; on before such a table is in force, off after it.
 	 */
 	__u32 every_load;
-	__u32 padding;
+	__u32 wait_limit; /* loads that may wait at once */
 	__u64 seen; /* CLOCK_BOOTTIME ns of the last heartbeat; unlike it, stays when the agent ends */
 	__u64 trust_key; /* of the anchors behind trust_generation: the same ones, the same number */
 	__u64 programs; /* which compiled programs act: the same ones, the same number */
@@ -214,6 +215,17 @@ struct kmg_answer {
 	__u64 trust_generation;
 	__u32 verification;
 	__u32 contents; /* the same of what the file unpacks to, 0 where it is not compressed */
+};
+
+/*
+ * A file whose digest the agent has answered for. A hint, never an identity: it spares a
+ * question that nobody needs. What may load is decided by the digest alone.
+ */
+struct kmg_file {
+	__u64 inode;
+	__u64 size;
+	__u32 device; /* kernel dev_t */
+	__u32 padding;
 };
 
 /* One load, as it is told to the agent when the system call ends. */

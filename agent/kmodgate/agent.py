@@ -32,8 +32,10 @@ from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks.bpf import BpfBackend
 from .hooks.choice import Choice, Features, choose
+from .lookout import Lookout
 from .model import Api, Mode, Policy
-from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
+from .node import NodeFacts, NodePaths, read_facts, read_strictness
+from .notify import notify
 from .observe import Observer
 from .pinning import PinKeeper, PinState
 from .policy import compile_table
@@ -42,7 +44,6 @@ from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
-from .telemetry.metrics import LoadedSignature
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,11 @@ class Agent:
             with self._undone_if_it_fails(backend):
                 self._start_enforcing(backend, facts, stack)
             self._announce(server.port)
+            notify("READY=1")
+            self._lookout = stack.enter_context(
+                Lookout(facts, self._paths, self._status, event_log, self._answerer)
+            )
+            self._lookout.judge_by(self._settings)
             self._loop(backend, watcher, signals, event_log)
             self._stop(backend, event_log)
 
@@ -194,7 +200,7 @@ class Agent:
         stack.callback(self._pins.close)
         self._pins.set_digests(self._settings.verity_digests)
         self._pins.start()
-        self._single_cpu = facts.online_cpus == 1
+        self._cpus = facts.online_cpus or 2
         self._strictness = read_strictness(self._paths)
         self._configure(backend)
         backend.trust_is(self._settings.trust_number)
@@ -225,7 +231,6 @@ class Agent:
             self._probe(backend)
         if self._not_ready is not None:
             raise HookError(self._not_ready)
-        self._count_modules()
 
     def _pins_changed(self, state: PinState) -> None:
         self._status.set_pins(self._pinned_root, current=state.root_current, verity=state.verity)
@@ -235,7 +240,8 @@ class Agent:
         backend.configure(
             hold_seconds=config.hold_timeout,
             max_size=config.max_module_size,
-            wait_asleep=self._single_cpu,
+            wait_asleep=self._cpus == 1,
+            wait_limit=wait_limit(self._cpus),
             sig_enforce=self._strictness.sig_enforce,
             lockdown=self._strictness.lockdown,
         )
@@ -330,10 +336,12 @@ class Agent:
             self._probe(backend)
             self._answerer.relieve()
             self._pins.relieve()
+            self._lookout.look()
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
                 backend.forget_answers()
                 self._answerer.set_trust(self._trust(backend))
+                self._lookout.trust_changed()
 
     def _ask(self, backend: BpfBackend) -> None:
         for question in backend.questions():
@@ -358,16 +366,8 @@ class Agent:
             with _survive():
                 event_log.write(self._observer.event(record))
         if loaded:
-            self._count_modules()
-
-    def _count_modules(self) -> None:
-        modules = read_modules(self._paths)
-        if modules is None:
-            return
-        unsigned = sum(module.is_unsigned for module in modules)
-        self._status.set_loaded_modules(
-            {LoadedSignature.UNVERIFIED: unsigned, LoadedSignature.VERIFIED: len(modules) - unsigned}
-        )
+            with _survive():
+                self._lookout.look()
 
     def _signalled(self, numbers: bytes) -> None:
         for number in numbers:
@@ -456,11 +456,14 @@ class Agent:
         if new.trust_key != old.trust_key:
             backend.trust_is(new.trust_number)
             self._answerer.set_trust(self._trust(backend))
+            self._lookout.trust_changed()
         self._publish(backend)
         self._probe(backend)
+        self._lookout.judge_by(new)
 
     def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
         self._not_ready = "shutting down"
+        notify("STOPPING=1")
         backend.stop_heartbeat()
         if self._settings.config.on_exit is OnExit.KEEP and backend.pinned:
             for record in backend.events():
@@ -480,6 +483,14 @@ class Agent:
         backend.forget()
         note_detached()
         log.warning("detached: this node no longer enforces a module policy")
+
+
+def wait_limit(cpus: int) -> int:
+    """How many loads may wait at once: one CPU is left to the agent, which is to end their waits.
+
+    On a single CPU loads wait asleep (``wait_asleep``), and a few do not hinder it much.
+    """
+    return 4 if cpus == 1 else min(cpus - 1, 8)
 
 
 @contextmanager

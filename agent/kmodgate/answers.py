@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 from .errors import HookError, KmodgateError, ModuleFormatError
 from .fsutil import read_regular_fd
@@ -66,6 +66,26 @@ class Asked:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What the programs see of a file before they read it.
+
+    Attributes:
+        device: major and minor number of its file system.
+        inode: its number there.
+        size: in bytes.
+    """
+
+    device: tuple[int, int]
+    inode: int
+    size: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """From fstat(2)."""
+        return cls((os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino, status.st_size)
+
+
 class AnswerSink(Protocol):
     """What takes the answers: a hook backend."""
 
@@ -80,6 +100,9 @@ class AnswerSink(Protocol):
 
     def done(self, question: int) -> None:
         """End the wait for a question."""
+
+    def answered_for(self, device: tuple[int, int], inode: int, size: int, trust_generation: int) -> None:
+        """Tell that no question is needed for a file: its digest has been answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +193,23 @@ class Answerer:
         with self._lock:
             return self._reports.get(digest)
 
+    @property
+    def busy(self) -> bool:
+        """Loads wait for answers at this moment; whatever is not urgent should let them pass."""
+        return bool(self._busy) or not self._queue.empty()
+
+    def learn(self, data: bytes, file: FileIdentity) -> QuestionOutcome:
+        """Answer for a file that nobody has asked about yet. Any thread may call this.
+
+        Raises:
+            HookError: the answer could not be stored.
+        """
+        with self._lock:
+            trust = self._trust
+        outcome = self._judge(data, trust, from_file=True)
+        self._sink.answered_for(file.device, file.inode, file.size, trust.generation)
+        return outcome
+
     def close(self, timeout: float = 2.0) -> None:
         """Let the workers go; one that a file system holds up is left behind."""
         for _ in self._threads:
@@ -216,11 +256,17 @@ class Answerer:
             log.error("question %d: %s", asked.id, error)
 
     def _answer(self, asked: Asked) -> QuestionOutcome:
-        data = self._read_file(asked) if asked.api is Api.FINIT_MODULE else self._read_memory(asked)
-        if data is None:
-            return QuestionOutcome.TOO_LARGE
-        with self._lock:
-            trust = self._trust
+        if asked.api is not Api.FINIT_MODULE:
+            image = self._read_memory(asked)
+            if image is None:
+                return QuestionOutcome.TOO_LARGE
+            with self._lock:
+                trust = self._trust
+            return self._judge(image, trust, from_file=False)
+        read = self._read_file(asked)
+        return QuestionOutcome.TOO_LARGE if read is None else self.learn(*read)
+
+    def _judge(self, data: bytes, trust: Trust, *, from_file: bool) -> QuestionOutcome:
         found = self._verify(data, trust)
         # With MODULE_INIT_COMPRESSED_FILE the kernel unpacks a file, without it the bytes stand as
         # they are; those from memory always do. The flags are not known here: both are answered.
@@ -229,7 +275,7 @@ class Answerer:
         try:
             plain = decompress(data, max_size=self.max_size)
         except ModuleFormatError as error:
-            log.debug("question %d: %s", asked.id, error)
+            log.debug("not unpacked: %s", error)
             too_large = error.errno_name == "EFBIG"
             contents = Verification.TOO_LARGE if too_large else Verification.UNREADABLE
             return self._tell(data, found, trust, contents=contents)
@@ -240,7 +286,7 @@ class Answerer:
             detail = f"{found.detail}, as it lies there compressed"
             inner = replace(inner, status=found.status, errno=found.errno, trusted_by=None, detail=detail)
         inner = replace(inner, module=_names(plain))
-        told = self._tell(plain, inner, trust) if asked.api is Api.FINIT_MODULE else None
+        told = self._tell(plain, inner, trust) if from_file else None
         outcome = self._tell(data, found, trust, contents=verification_of(inner), shown=inner)
         return told or outcome
 
@@ -278,8 +324,8 @@ class Answerer:
         trusted = found.status is SignatureStatus.TRUSTED_SIGNATURE
         return QuestionOutcome.TRUSTED if trusted else QuestionOutcome.REFUSED
 
-    def _read_file(self, asked: Asked) -> bytes | None:
-        """The bytes behind the loader's descriptor; None when there are too many.
+    def _read_file(self, asked: Asked) -> tuple[bytes, FileIdentity] | None:
+        """The bytes behind the loader's descriptor, and whose; None when there are too many.
 
         Looked at through O_PATH first: opening a device or a FIFO has effects, and a file
         with a write lease on it blocks an open without O_NONBLOCK.
@@ -297,7 +343,7 @@ class Answerer:
         finally:
             os.close(handle)
         try:
-            return read_regular_fd(reader, self.max_size, str(path))
+            return read_regular_fd(reader, self.max_size, str(path)), FileIdentity.of(found)
         finally:
             os.close(reader)
 

@@ -7,6 +7,7 @@
 
 #include "kernel.h"
 
+#include "ask.h"
 #include "count.h"
 #include "decide.h"
 #include "path.h"
@@ -118,5 +119,41 @@ int test_path(struct test_path *args)
 	args->length = kmg_path(&w->walk, BPF_CORE_READ(file, f_path.dentry), BPF_CORE_READ(file, f_path.mnt),
 				w->path);
 	__builtin_memcpy(args->path, w->path, sizeof(args->path));
+	return 0;
+}
+
+struct test_wait {
+	__u32 turns; /* in the place, if there is one */
+	__u32 got;
+	__u64 inside; /* loads in a place at once, this one included: the most that was seen */
+};
+
+static __u64 inside = 0;
+
+static long test_wait_turn(__u32 turn, struct test_wait *args)
+{
+	__u64 now = *(volatile __u64 *)&inside;
+
+	if (now > args->inside)
+		args->inside = now;
+	return 0;
+}
+
+SEC("syscall")
+int test_wait(struct test_wait *args)
+{
+	struct kmg_control *c = kmg_control();
+	struct test_wait seen = {};
+
+	if (!c)
+		return -EINVAL;
+	args->got = kmg_wait_begin(c);
+	if (!args->got)
+		return 0;
+	__sync_fetch_and_add(&inside, 1);
+	bpf_loop(args->turns, test_wait_turn, &seen, 0);
+	__sync_fetch_and_add(&inside, -1);
+	kmg_wait_end();
+	args->inside = seen.inside;
 	return 0;
 }

@@ -26,6 +26,7 @@ STRUCTS = {
     "kmg_control": abi.Control,
     "kmg_question": abi.Question,
     "kmg_answer": abi.Answer,
+    "kmg_file": abi.File,
     "kmg_event": abi.Event,
     "kmg_introduction": abi.Introduction,
     "kmg_pin": abi.Pin,

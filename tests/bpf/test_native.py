@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class PathArgs(ctypes.Structure):
 
 class ObserveArgs(ctypes.Structure):
     _fields_ = (("nanoseconds", ctypes.c_uint64),)
+
+
+class WaitArgs(ctypes.Structure):
+    _fields_ = (("turns", ctypes.c_uint32), ("got", ctypes.c_uint32), ("inside", ctypes.c_uint64))
 
 
 class Programs:
@@ -214,3 +219,31 @@ def test_no_path_rather_than_a_wrong_one(programs: Programs, tmp_path: Path) -> 
             assert programs.path(fd) == ""
         finally:
             os.close(fd)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_places_to_wait_in_are_never_more_than_allowed_and_all_given_back(
+    programs: Programs, limit: int
+) -> None:
+    programs.control.wait_limit = limit
+    results: list[tuple[int, int]] = []
+
+    def hammer() -> None:
+        for _ in range(40):
+            args = WaitArgs(turns=2_000_000)
+            assert programs.object.programs["test_wait"].test_run(args) == 0
+            results.append((args.got, args.inside))
+
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(limit, 1) <= max(inside for _, inside in results) <= limit
+    assert any(got for got, _ in results) == (limit > 0)
+    # Nothing is left taken: as many places as before.
+    args = WaitArgs(turns=1)
+    programs.object.programs["test_wait"].test_run(args)
+    assert args.got == (limit > 0)
+    if limit == 1 and (os.cpu_count() or 1) > 1:
+        assert not all(got for got, _ in results)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.vectors.generate import MODINFO, Identity, append, make_elf, make_identity, openssl_cms
 
-from kmodgate.answers import Answerer, Asked, Trust
+from kmodgate.answers import Answerer, Asked, FileIdentity, Trust
 from kmodgate.errors import HookError
 from kmodgate.model import Api, SignatureStatus, Verification
 from kmodgate.signature import Revocations, TrustStore, load_certificates
@@ -29,6 +29,7 @@ class Sink:
     def __init__(self) -> None:
         self.answers: dict[bytes, tuple[Verification, int]] = {}
         self.contents: dict[bytes, Verification] = {}
+        self.files: dict[tuple[tuple[int, int], int, int], int] = {}
         self.order: list[str] = []
         self.finished = threading.Event()
         self.broken = False
@@ -50,6 +51,9 @@ class Sink:
         del question
         self.order.append("done")
         self.finished.set()
+
+    def answered_for(self, device: tuple[int, int], inode: int, size: int, trust_generation: int) -> None:
+        self.files[device, inode, size] = trust_generation
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,36 @@ def test_a_compressed_file_is_answered_as_it_lies_and_as_it_unpacks(
     assert bench.sink.contents[hashlib.sha256(packed).digest()] is Verification.TRUSTED
     # The one that names the other is told last: it is never there without what it unpacks to.
     assert list(bench.sink.answers) == [hashlib.sha256(data).digest() for data in (module, packed)]
+
+
+def test_a_file_that_was_answered_for_needs_no_second_question(
+    bench: Bench, tmp_path: Path, opened: list[int], module: bytes
+) -> None:
+    fd = put(tmp_path, opened, module)
+    bench.ask(by_file(fd))
+    status = os.fstat(fd)
+    device = os.major(status.st_dev), os.minor(status.st_dev)
+    assert bench.sink.files == {(device, status.st_ino, len(module)): 7}
+
+
+def test_what_is_learnt_is_answered_as_if_somebody_had_asked(
+    bench: Bench, tmp_path: Path, opened: list[int], module: bytes
+) -> None:
+    identity = FileIdentity((8, 1), 42, 3)
+    packed = gzip.compress(module, mtime=0)
+    assert bench.answerer.learn(packed, identity) is QuestionOutcome.TRUSTED
+    learnt = dict(bench.sink.answers), dict(bench.sink.contents)
+    assert bench.sink.files == {((8, 1), 42, 3): 7}
+    assert bench.sink.order == ["answer", "answer"]  # nobody waits, so nothing is done with
+    assert not bench.outcomes
+    bench.ask(by_file(put(tmp_path, opened, packed)))
+    assert (bench.sink.answers, bench.sink.contents) == learnt
+    assert bench.answerer.learn(b"\x7fELF, and no signature", identity) is QuestionOutcome.REFUSED
+
+
+def test_what_is_unreadable_is_not_answered_for(bench: Bench, tmp_path: Path, opened: list[int]) -> None:
+    bench.ask(by_file(put(tmp_path, opened, bytes((1 << 20) + 1))))
+    assert not bench.sink.files
 
 
 def test_memory_is_read_as_it_stands(bench: Bench, module: bytes) -> None:
@@ -298,7 +332,7 @@ def test_reads_that_hang_do_not_end_verification(
     release = threading.Event()
     read = bench.answerer._read_file
 
-    def hang(asked: Asked) -> bytes | None:
+    def hang(asked: Asked) -> tuple[bytes, FileIdentity] | None:
         if asked.id < 100:
             release.wait(30)
         return read(asked)

@@ -99,6 +99,9 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         },
         "holdTimeout": f"{config.hold_timeout_ns / 1_000_000:g}ms",
         "maxModuleSize": f"{config.max_module_size / (1 << 20):g}MiB",
+        "preverify": (
+            ["/lib/modules/$(uname -r)/updates"] if config.preverify is None else list(config.preverify)
+        ),
         "listen": str(config.listen),
         "logging": {"level": config.log_level.value},
         "backend": config.backend.value,
@@ -137,6 +140,7 @@ _KEYS = (
     "trust.kernelProfile",
     "holdTimeout",
     "maxModuleSize",
+    "preverify",
     "listen",
     "logging.level",
     "backend",

@@ -97,6 +97,7 @@ class _Builder:
             ),
             hold_timeout_ns=_or(ours.hold_timeout, base.hold_timeout_ns),
             max_module_size=_or(ours.max_module_size, base.max_module_size),
+            preverify=None if ours.preverify is None else tuple(ours.preverify),
             listen=_or(ours.listen, base.listen),
             log_level=_or(level, base.log_level),
             backend=_or(ours.backend, base.backend),

@@ -149,6 +149,21 @@ def path(value: object) -> Path:
     return Path(value)
 
 
+def directory_pattern(value: object) -> str:
+    """An absolute directory, each part maybe a shell pattern, as written."""
+    remedy = 'write it like "/lib/modules/*/updates"'
+    if not isinstance(value, str) or not value or "\0" in value or len(value) > _MAX_PATH:
+        raise ValueError(f"must be the path of a directory; {remedy}")
+    parts = value.split("/")
+    if parts[0] or not any(parts):
+        raise ValueError(f"{shown(value)} is no absolute path below /; {remedy}")
+    if ".." in parts:
+        raise ValueError(f"{shown(value)} leads back up; {remedy}")
+    if any("**" in part for part in parts):
+        raise ValueError(f"{shown(value)}: '**' is not needed, what lies below is looked at, too; {remedy}")
+    return value
+
+
 def shown(value: str) -> str:
     """A word from the file, quoted, escaped and cut for a message."""
     limit = 60

@@ -19,6 +19,7 @@ from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel
 MAX_PATHS = 1000
 MAX_POOLS = 200
 MAX_LABELS = 50
+MAX_PREVERIFY = 32
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 _paths = list_of(scalars.path, MAX_PATHS)
@@ -133,6 +134,7 @@ class Kmodgate(Overridable):
 
     hold_timeout = Key("holdTimeout", scalars.hold_timeout)
     max_module_size = Key("maxModuleSize", scalars.module_size)
+    preverify = Key("preverify", list_of(scalars.directory_pattern, MAX_PREVERIFY))
     listen = Key("listen", scalars.listen)
     logging = section("logging", Logging)
     backend = Key("backend", word(BackendChoice))

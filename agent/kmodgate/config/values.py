@@ -195,6 +195,8 @@ class NodeConfig:
         hold_timeout_ns: longest time that a load waits for the agent.
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
         on_exit: whether enforcement outlives the agent.
+        preverify: directories whose modules are verified before they are loaded; None for
+            ``updates`` of the running kernel.
         node_pools: overrides by node label; the first match counts.
         pool: name of the node pool already applied by ``resolve``, or None.
         source: name of the file.
@@ -213,6 +215,7 @@ class NodeConfig:
     trust: TrustConfig = TrustConfig()
     hold_timeout_ns: int = DEFAULT_HOLD_TIMEOUT_NS
     max_module_size: int = DEFAULT_MAX_MODULE_SIZE
+    preverify: tuple[str, ...] | None = None
     listen: ListenAddress = ListenAddress()
     log_level: LogLevel = LogLevel.INFO
     backend: BackendChoice = BackendChoice.AUTO

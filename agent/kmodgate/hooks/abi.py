@@ -51,6 +51,7 @@ class Stat(IntEnum):
     PROBE_BYTES = 17
     QUESTION_IDS = 18
     FORMER_MISSES = 19
+    WAITS_REFUSED = 20
 
 
 class Histogram(IntEnum):
@@ -98,7 +99,7 @@ class Control(ctypes.Structure):
         ("sig_enforce", ctypes.c_uint32),
         ("kernel_refuses", ctypes.c_uint32),
         ("every_load", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("wait_limit", ctypes.c_uint32),
         ("seen", ctypes.c_uint64),
         ("trust_key", ctypes.c_uint64),
         ("programs", ctypes.c_uint64),
@@ -132,6 +133,17 @@ class Answer(ctypes.Structure):
         ("trust_generation", ctypes.c_uint64),
         ("verification", ctypes.c_uint32),
         ("contents", ctypes.c_uint32),
+    )
+
+
+class File(ctypes.Structure):
+    """Twin: ``struct kmg_file``."""
+
+    _fields_ = (
+        ("inode", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("device", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
     )
 
 

@@ -162,6 +162,7 @@ class BpfBackend:
         self._open_tables()
         self._answers = self._object.map("answers")
         self._done = self._object.map("done")
+        self._files = self._object.map("files")
         self.question_ring = libbpf.RingBuffer(self._object.map("questions"))
         self._remember_answers()
 
@@ -380,9 +381,17 @@ class BpfBackend:
         return int(self._control.trust_generation)
 
     def configure(
-        self, *, hold_seconds: float, max_size: int, wait_asleep: bool, sig_enforce: bool, lockdown: bool
+        self,
+        *,
+        hold_seconds: float,
+        max_size: int,
+        wait_asleep: bool,
+        wait_limit: int,
+        sig_enforce: bool,
+        lockdown: bool,
     ) -> None:
         """Set the bounds of the wait and of the digest, how to wait, and what the kernel does itself."""
+        self._control.wait_limit = wait_limit
         self._control.hold = int(hold_seconds * 1e9)
         self._control.max_size = max_size
         self._control.wait_asleep = wait_asleep
@@ -466,6 +475,16 @@ class BpfBackend:
     def done(self, question: int) -> None:
         """End the wait for a question. After ``answer``, never before it."""
         self._done.update(question.to_bytes(8, "little"), (1).to_bytes(4, "little"))
+
+    def answered_for(self, device: tuple[int, int], inode: int, size: int, trust_generation: int) -> None:
+        """Tell the programs that a file's digest has been answered: they need not ask early.
+
+        A hint. A file that no longer has these bytes is asked about late, when its digest
+        turns out to be unknown. Any thread may call this.
+        """
+        major, minor = device
+        file = abi.File(inode=inode, size=size, device=(major << 20 | minor) & 0xFFFFFFFF)
+        self._files.update(bytes(file), trust_generation.to_bytes(8, "little"))
 
     # --- what the programs tell the agent ----------------------------------------------
 
@@ -579,6 +598,7 @@ class BpfBackend:
             abi.Stat.ABANDONED,
             abi.Stat.REDECIDED,
             abi.Stat.REFUSED_EARLY,
+            abi.Stat.WAITS_REFUSED,
         )
         return {kind.name.lower(): self.stat(kind) for kind in kinds}
 

@@ -117,10 +117,19 @@ class Root:
         finally:
             os.close(fd)
 
+    def find(self, path: str) -> int:
+        """What a path leads to, found and not opened (O_PATH); the caller closes the descriptor.
+
+        Raises:
+            OSError: nothing is there, or it cannot be reached.
+            ValueError: an embedded null byte.
+        """
+        return self._open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def kind(self, path: str) -> str | None:
         """``directory``, ``file`` or ``other`` for what a path leads to; None when to nothing."""
         try:
-            fd = self._open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = self.find(path)
         except (OSError, ValueError):
             return None
         try:
@@ -132,7 +141,7 @@ class Root:
     def identity(self, path: str) -> tuple[int, int] | None:
         """Device and inode of what a path leads to; None when to nothing."""
         try:
-            fd = self._open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = self.find(path)
         except OSError:
             return None
         try:
@@ -170,7 +179,14 @@ class Root:
             except OSError as error:
                 if error.errno not in _MAYBE_LINK:
                     raise
-        return self._open(path, _FILE)
+        # Where a link leads nobody has looked yet, and opening a device can do things.
+        handle = self.find(path)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle  # not opened, and no reader takes it
+        try:
+            return os.open(f"/proc/self/fd/{handle}", _FILE & ~os.O_NOFOLLOW)
+        finally:
+            os.close(handle)
 
     def _open(self, path: str, flags: int) -> int:
         """Open a path from the root, one component at a time.

@@ -249,6 +249,7 @@ class AgentMetrics:
             yield _value(m.PINNED_ROOT_CURRENT, float(state.pinned_root_current))
             yield _value(m.PINNED_VERITY, state.pinned_verity)
         yield _gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})
+        yield _gauges(m.PREVERIFIED, {(o.value,): n for o, n in state.preverified.items()})
 
     def _agent(self) -> Iterator[Family]:
         with self._lock:

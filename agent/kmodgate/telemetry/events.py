@@ -46,6 +46,7 @@ class Kind(StrEnum):
     """``event``: what a line is."""
 
     MODULE_LOAD = "module_load"
+    MODULE_INVENTORY = "module_inventory"
     SUPPRESSED = "suppressed"
 
 
@@ -84,8 +85,8 @@ def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, obj
         "event": Kind.MODULE_LOAD.value,
         "schema": SCHEMA_VERSION,
         "sequence": sequence,
-        "time": _time(event.time),
-        "node": _text(event.node),
+        "time": time_value(event.time),
+        "node": text_value(event.node),
         "verdict": event.verdict.label,
         "reason": event.reason.label,
         "errno": errno_name(event.errno) if event.errno else None,
@@ -95,25 +96,25 @@ def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, obj
         "api": event.api.label,
         "origin": None if event.origin is None else event.origin.label,
         "result": errno_name(-event.result) if event.result else "ok",
-        "module": _text(event.module),
-        "path": _text(event.path, PATH_LIMIT),
+        "module": text_value(event.module),
+        "path": text_value(event.path, PATH_LIMIT),
         "path_truncated": event.path_truncated,
-        "file_system": _text(event.file_system),
+        "file_system": text_value(event.file_system),
         "device": None if event.device is None else f"{event.device[0]}:{event.device[1]}",
         "inode": event.inode,
         "size": event.size,
-        "sha256": _text(event.sha256),
+        "sha256": text_value(event.sha256),
         "signature_status": None if event.signature_status is None else event.signature_status.value,
-        "signature_detail": _text(event.signature_detail),
-        "trusted_by": _text(event.trusted_by),
-        "signer": _signer(event.signer),
+        "signature_detail": text_value(event.signature_detail),
+        "trusted_by": text_value(event.trusted_by),
+        "signer": signer_record(event.signer),
         "pid": event.pid,
         "tid": event.tid,
         "ppid": event.ppid,
-        "comm": _text(event.comm),
-        "exe": _text(event.exe, PATH_LIMIT),
+        "comm": text_value(event.comm),
+        "exe": text_value(event.exe, PATH_LIMIT),
         "uid": event.uid,
-        "container_id": _text(event.container_id),
+        "container_id": text_value(event.container_id),
         "pod": _pod(event.pod),
         "hold_us": event.hold_ns // 1000,
         "decision_us": event.decision_ns // 1000,
@@ -184,6 +185,16 @@ class EventLog:
                 self._writer.put(to_json(event, sequence=sequence).encode("ascii") + b"\n")
         return sequence
 
+    def write_record(self, make: Callable[[datetime, str | None, int], Mapping[str, object]]) -> None:
+        """Tell something else than a load: ``make`` gets time, node and number. Never waits.
+
+        The flood limit does not know it: who calls this bounds how often.
+        """
+        with self._lock:
+            self._sequence += 1
+            record = make(self._wall(), self._node, self._sequence)
+            self._writer.put(_line(record).encode("ascii") + b"\n")
+
     def suppressed(self) -> Mapping[LeftOut, int]:
         """Events that the flood limit left out since the start, by verdict and reason."""
         with self._lock:
@@ -217,8 +228,8 @@ class EventLog:
         record: dict[str, object] = {
             "event": Kind.SUPPRESSED.value,
             "schema": SCHEMA_VERSION,
-            "time": _time(self._wall()),
-            "node": _text(self._node),
+            "time": time_value(self._wall()),
+            "node": text_value(self._node),
             "count": sum(flood.values()) + sum(broken.values()),
             "missing": missing,
         }
@@ -235,30 +246,32 @@ def _line(record: Mapping[str, object]) -> str:
     return json.dumps(record, ensure_ascii=True, separators=(",", ":"))
 
 
-def _time(moment: datetime) -> str:
+def time_value(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds."""
     # isoformat and not strftime: the latter does not pad years before 1000.
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _text(value: str | None, limit: int | None = None) -> str | None:
+def text_value(value: str | None, limit: int | None = None) -> str | None:
+    """A string of unknown origin, escaped and cut."""
     if value is None:
         return None
     return printable(value) if limit is None else printable(value, limit)
 
 
-def _signer(signer: Signer | None) -> dict[str, object] | None:
+def signer_record(signer: Signer | None) -> dict[str, object] | None:
+    """``signer``: each part a string or null."""
     if signer is None:
         return None
     return {
-        "issuer": _text(signer.issuer),
-        "serial": _text(signer.serial),
-        "skid": _text(signer.skid),
-        "subject": _text(signer.subject),
+        "issuer": text_value(signer.issuer),
+        "serial": text_value(signer.serial),
+        "skid": text_value(signer.skid),
+        "subject": text_value(signer.subject),
     }
 
 
 def _pod(pod: Pod | None) -> dict[str, object] | None:
     if pod is None:
         return None
-    return {"uid": _text(pod.uid), "namespace": _text(pod.namespace), "name": _text(pod.name)}
+    return {"uid": text_value(pod.uid), "namespace": text_value(pod.namespace), "name": text_value(pod.name)}

@@ -53,14 +53,42 @@ class KernelErrorKind(StrEnum):
     LOADED_UNSEEN = "loaded_unseen"
     REDECIDED = "redecided"
     REFUSED_EARLY = "refused_early"
+    WAITS_REFUSED = "waits_refused"
 
 
 class LoadedSignature(StrEnum):
-    """What the kernel says of a module that is loaded now."""
+    """What is known of a module that is loaded now: the kernel's own word, or its file's signature."""
 
-    VERIFIED = "verified"
-    UNVERIFIED = "unverified"
+    TRUSTED_SIGNATURE = "trusted_signature"
+    """The kernel found its signature good, or the file of its name has one that is trusted here."""
+    UNSIGNED = "unsigned"
+    UNTRUSTED_SIGNER = "untrusted_signer"
+    BAD_SIGNATURE = "bad_signature"
+    MALFORMED_SIGNATURE = "malformed_signature"
+    UNSUPPORTED_SIGNATURE = "unsupported_signature"
+    REVOKED = "revoked"
+    UNREADABLE = "unreadable"
+    """There is a file, and it could not be read."""
+    NO_FILE = "no_file"
+    """Loaded from memory, from elsewhere, or its file is gone."""
+    FILE_DIFFERS = "file_differs"
+    """The file on disk is not what was loaded."""
     UNKNOWN = "unknown"
+    """The signer may be a key of the kernel that is not at hand to verify with."""
+    NOT_VERIFIED = "not_verified"
+    """Nobody has looked yet, or looking failed: the agent's log says why."""
+
+
+class PreverifyOutcome(StrEnum):
+    """What became of a module file in a directory of ``kmodgate.preverify``."""
+
+    TRUSTED = "trusted"
+    NOT_TRUSTED = "not_trusted"
+    """No configured certificate trusts it. The kernel's own keys may."""
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too_large"
+    LEFT_OUT = "left_out"
+    """Beyond the bounds of a scan: at least so many."""
 
 
 class ScrapeSource(StrEnum):
@@ -117,7 +145,8 @@ KERNEL_ERRORS: Final = Metric(
     "`loaded_unseen` is critical: a module got in without a decision. `storage_failed` ends in "
     '`reason="state_missing"`. `refused_early` counts calls that failed before any hook (no '
     "CAP_SYS_MODULE, a bad descriptor) and `redecided` loads under which the policy changed: no "
-    "failures. The others cost detail in events or a retry, not a decision.",
+    "failures. `waits_refused` counts loads that got no answer because as many as may wait did so already: "
+    'they end in `reason="hold_timeout"`. The others cost detail in events or a retry, not a decision.',
     (Label("kind", tuple(KernelErrorKind)),),
 )
 DECISION_SECONDS: Final = Metric(
@@ -226,9 +255,10 @@ TRUST_ANCHOR_NOT_AFTER: Final = Metric(
 LOADED_MODULES: Final = Metric(
     "kmodgate_loaded_modules",
     Kind.GAUGE,
-    "Modules that are loaded now, by what the kernel says of their signature.",
-    "`unverified` carry the taint `E`. The policy judges loads, not what was in before. "
-    "Modules that only a configured certificate trusts are `unverified` to the kernel.",
+    "Modules that are loaded now, those from before the agent too, by what is known of their signature.",
+    "All but `trusted_signature` is to be looked into: the event log has a `module_inventory` record for "
+    "each module that `ENFORCE_SIGNED_MODULES` would refuse or that nothing is known of. "
+    "[boot.md](boot.md) says what a file on disk proves of what was loaded.",
     (Label("signature", tuple(LoadedSignature)),),
 )
 ENFORCEMENT_GAP: Final = Metric(
@@ -268,6 +298,15 @@ PINNED_VERITY: Final = Metric(
     "File systems that count as pinned, because their dm-verity root digest is trusted.",
     "Fewer than are mounted: the agent's log says why one does not count.",
 )
+PREVERIFIED: Final = Metric(
+    "kmodgate_preverified_modules",
+    Kind.GAUGE,
+    "Module files in the directories of `kmodgate.preverify`, by what verification found.",
+    "A load of a `trusted` one waits for nobody. `left_out` above 0: name smaller directories. 0 everywhere "
+    "while drivers lie there: the directories are spelled otherwise, or other certificates came into force "
+    "just now.",
+    (Label("outcome", tuple(PreverifyOutcome)),),
+)
 SCRAPE_ERRORS: Final = Metric(
     "kmodgate_scrape_errors_total",
     Kind.COUNTER,
@@ -297,6 +336,7 @@ TABLE: Final[tuple[Metric, ...]] = (
     PINNED_ROOT_INFO,
     PINNED_ROOT_CURRENT,
     PINNED_VERITY,
+    PREVERIFIED,
     RELOAD_SUCCESSFUL,
     RELOAD_TIMESTAMP,
     ENFORCEMENT_GAP,

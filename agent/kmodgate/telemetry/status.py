@@ -19,7 +19,7 @@ from typing import Any, Final
 from kmodgate.model import Backend, EffectivePolicy
 from kmodgate.node import PinnedRoot
 
-from .metrics import LoadedSignature
+from .metrics import LoadedSignature, PreverifyOutcome
 
 MAX_ANCHORS: Final = 64
 """Certificates shown one by one: those that expire first."""
@@ -67,6 +67,7 @@ class StatusSnapshot:
         pinned_root: the file system that is pinned, as it was at start.
         pinned_root_current: whether process 1 still has it as its root.
         pinned_verity: file systems that are pinned by their dm-verity root digest.
+        preverified: how many module files were verified before they are loaded.
     """
 
     policy: EffectivePolicy | None = None
@@ -83,6 +84,7 @@ class StatusSnapshot:
     loaded_modules: Mapping[LoadedSignature, int] = field(default_factory=lambda: MappingProxyType({}))
     enforcement_gap: float | None = None
     agent_gap: float | None = None
+    preverified: Mapping[PreverifyOutcome, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class AgentStatus:
@@ -139,6 +141,11 @@ class AgentStatus:
     def set_pins(self, root: PinnedRoot | None, *, current: bool, verity: int) -> None:
         """The pinned file systems have been looked at."""
         self._change(pinned_root=root, pinned_root_current=current, pinned_verity=verity)
+
+    def set_preverified(self, counts: Mapping[PreverifyOutcome, int]) -> None:
+        """The module files verified before they are loaded; an outcome that is missing counts 0."""
+        complete = {outcome: counts.get(outcome, 0) for outcome in PreverifyOutcome}
+        self._change(preverified=MappingProxyType(complete))
 
     def _change(self, **parts: Any) -> None:
         with self._lock:

@@ -128,3 +128,16 @@ def test_no_label_values(value: object) -> None:
 def test_no_paths(value: object) -> None:
     with pytest.raises(ValueError, match="path of a file"):
         scalars.path(value)
+
+
+@pytest.mark.parametrize("text", ["/lib/modules/*/updates", "/opt/[a-z]?", "/x", "//x//"])
+def test_directory_pattern(text: str) -> None:
+    assert scalars.directory_pattern(text) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["", "/", "//", "relative/dir", "/a/../b", "/a/**/b", "/a\0b", "/" + "a" * 5000, 7, None, ["/x"]]
+)
+def test_no_directory_pattern(value: object) -> None:
+    with pytest.raises(ValueError, match="write it like"):
+        scalars.directory_pattern(value)

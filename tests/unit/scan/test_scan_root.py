@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -210,3 +211,27 @@ def test_descriptors_are_given_back(lab: Path) -> None:
         root.kind("/lib/modules/../../lib/modules/6.1/kernel/a.ko")
         next(root.walk("/lib/modules")).path  # noqa: B018  # left half-way
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_nothing_but_files_is_opened_where_a_link_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "to-fifo.ko").symlink_to("fifo")
+    (tmp_path / "file").write_bytes(b"bytes")
+    (tmp_path / "to-file.ko").symlink_to("/file")
+    opened: list[int] = []
+    really = os.open
+
+    def spy(path: str, flags: int, *rest: int, **named: int) -> int:
+        fd = really(path, flags, *rest, **named)
+        if not flags & os.O_PATH:
+            opened.append(stat.S_IFMT(os.fstat(fd).st_mode))
+        return fd
+
+    with Root(tmp_path) as root:
+        monkeypatch.setattr(os, "open", spy)
+        with pytest.raises(FileReadError, match="is a FIFO"):
+            root.read("/to-fifo.ko", 100)
+        assert root.read("/to-file.ko", 100)[0] == b"bytes"
+    assert opened == [stat.S_IFREG]

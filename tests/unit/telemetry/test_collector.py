@@ -171,7 +171,7 @@ def test_status(metrics: AgentMetrics, status: AgentStatus, enforce: EffectivePo
     status.reload_succeeded(1_700_000_000.5)
     status.reload_failed("node.yaml:3: no such policy")
     status.set_trust_anchors([TrustAnchorValidity("AB:" * 31 + "AB", datetime(2030, 1, 1, tzinfo=UTC))])
-    status.set_loaded_modules({LoadedSignature.VERIFIED: 80, LoadedSignature.UNVERIFIED: 2})
+    status.set_loaded_modules({LoadedSignature.TRUSTED_SIGNATURE: 80, LoadedSignature.UNSIGNED: 2})
     samples = scrape(metrics)
     assert value(samples, "kmodgate_enforcing") == 1
     assert value(samples, "kmodgate_backend_info", backend="bpf-lsm") == 1
@@ -180,7 +180,7 @@ def test_status(metrics: AgentMetrics, status: AgentStatus, enforce: EffectivePo
     assert value(samples, "kmodgate_trust_anchors") == 1
     name = "kmodgate_trust_anchor_not_after_timestamp_seconds"
     assert value(samples, name, anchor="ab" * 8) == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
-    assert value(samples, "kmodgate_loaded_modules", signature="verified") == 80
+    assert value(samples, "kmodgate_loaded_modules", signature="trusted_signature") == 80
     assert value(samples, "kmodgate_loaded_modules", signature="unknown") == 0
     info = {
         "policy": "ENFORCE_SIGNED_MODULES",

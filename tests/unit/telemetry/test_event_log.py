@@ -36,6 +36,8 @@ from kmodgate.model import (
 )
 from kmodgate.telemetry.events import Cause, EventLog, errno_name, is_remarkable, to_json, to_record
 from kmodgate.telemetry.flood import FloodLimit, LeftOut, Rate
+from kmodgate.telemetry.inventory import InventoryOutcome, LoadedModuleReport, inventory_record
+from kmodgate.telemetry.metrics import LoadedSignature
 
 Change = Callable[..., LoadEvent]
 SCHEMA = json.loads(files("kmodgate.telemetry").joinpath("event.schema.json").read_text())
@@ -195,6 +197,10 @@ def test_schema_is_valid_and_knows_the_closed_sets() -> None:
     assert keys["signature_status"]["enum"] == [*SignatureStatus, None]
     missing = SCHEMA["$defs"]["suppressed"]["properties"]["missing"]["items"]["properties"]
     assert missing["cause"]["enum"] == list(Cause)
+    inventory = SCHEMA["$defs"]["module_inventory"]["properties"]
+    never_told = {LoadedSignature.TRUSTED_SIGNATURE, LoadedSignature.NOT_VERIFIED}
+    assert inventory["signature"]["enum"] == [word for word in LoadedSignature if word not in never_told]
+    assert inventory["outcome"]["enum"] == [InventoryOutcome.REFUSED, InventoryOutcome.UNKNOWN]
 
 
 def test_keys_of_record_schema_fields_and_docs_agree(denial: LoadEvent) -> None:
@@ -203,16 +209,47 @@ def test_keys_of_record_schema_fields_and_docs_agree(denial: LoadEvent) -> None:
     names = {f.name.replace("_ns", "_us") for f in fields(LoadEvent)}
     assert names == set(record) - {"event", "schema", "sequence"}
     documented = DOCS.read_text()
-    for section in ("module_load", "suppressed"):
+    for section in ("module_load", "module_inventory", "suppressed"):
         for key in SCHEMA["$defs"][section]["properties"]:
             assert f"| `{key}` |" in documented, f"docs/events.md does not describe {key}"
 
 
 def test_the_example_in_the_docs_is_an_event() -> None:
     blocks = DOCS.read_text().split("```json\n")[1:]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         VALIDATOR.validate(json.loads(block.partition("```")[0]))
+
+
+INVENTORIED = LoadedModuleReport(
+    "evil\x1b[2J",
+    "OE",
+    LoadedSignature.UNTRUSTED_SIGNER,
+    InventoryOutcome.REFUSED,
+    errno="EKEYREJECTED",
+    trusted_at_load=False,
+    path="/lib/modules/x/updates/\udcff\n" + "p" * 9000,
+    sha256="ab" * 32,
+    same_source=None,
+    detail="d" * 9000,
+    signer=Signer("CN=\u202eevil", "0a", None, None),
+)
+
+
+def test_an_inventory_record_is_one_printable_line_of_the_schema(denial: LoadEvent) -> None:
+    with pipe() as (reader, writer):
+        event_log = EventLog(writer, node="node-a")
+        event_log.write(denial)
+        event_log.write_record(
+            lambda time, node, number: inventory_record(INVENTORIED, time=time, node=node, sequence=number)
+        )
+        event_log.close()
+        first, second = lines(reader, writer)
+    VALIDATOR.validate(second)
+    assert list(second) == SCHEMA["$defs"]["module_inventory"]["required"]
+    assert (first["sequence"], second["sequence"]) == (1, 2)
+    assert second["module"] == "evil\\x1b[2J"
+    assert all(text.isprintable() and len(text) < 4200 for text in strings(second))
 
 
 ALLOW = {"verdict": Verdict.ALLOW, "errno": 0, "result": 0}

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boots the VM with one processor and runs tests/vm/guest_single_cpu inside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from vmtool import VmDied, VmToolError, artifacts
+from vmtool.lab import run_in_guest
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
+
+SUITE = os.environ.get("KMODGATE_TEST_KERNEL", "bookworm")
+GUEST = "/src/tests/vm/guest_single_cpu"
+OPTIONS = ["-q", "-s", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", GUEST]
+INSIDE = ["python3", "-m", "pytest", *OPTIONS]
+
+
+def test_everything_on_one_processor_passed(tmp_path: Path) -> None:
+    for missing, message in (
+        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
+        (os.geteuid() != 0, "building the guest's disk needs root; run: sudo make test-vm"),
+    ):
+        if missing:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    shutil.copy(artifacts.path("kernel", SUITE), tmp_path / "vmlinuz")
+    try:
+        status = run_in_guest([*INSIDE, GUEST], suite=SUITE, share=tmp_path, live=True, smp=1, timeout=1200)
+    except VmDied as error:
+        pytest.fail(f"the machine died: {error}\n{error.tail}")
+    except VmToolError as error:
+        pytest.fail(str(error))
+    assert status == 0
