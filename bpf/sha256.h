@@ -31,28 +31,63 @@ static const __u32 kmg_sha256_k[64] = {
 	0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
+/*
+ * The four functions of FIPS 180-4, 4.1.2. BPF has no instruction that rotates: three rotations
+ * of one word would be 15 operations and two to join them. A word that is written twice into 64
+ * bits rotates by a plain shift to the right, and shifts that are nested, each adding to those
+ * inside it, leave 9. Zeros come in at the top: at most 25 of the 32 spare bits are spoilt.
+ * KMG_SHA256_ROTATE gives the textbook's form to a compiler whose machine can rotate
+ * (tests/bench/sha256_native.c).
+ */
+#ifndef KMG_SHA256_ROTATE
+#define KMG_TWICE(x) ((__u64)(x) | (__u64)(x) << 32)
+
+/* x rotated right by p + q + r, by q + r and by r. */
+static __always_inline __u32 kmg_sha256_rotate(__u32 x, __u32 p, __u32 q, __u32 r)
+{
+	__u64 twice = KMG_TWICE(x);
+
+	return (((twice >> p ^ twice) >> q) ^ twice) >> r;
+}
+
+/* x rotated right by p + q and by q, and shifted by r. */
+static __always_inline __u32 kmg_sha256_shift(__u32 x, __u32 p, __u32 q, __u32 r)
+{
+	__u64 twice = KMG_TWICE(x);
+
+	return (__u32)((twice >> p ^ twice) >> q) ^ x >> r;
+}
+
+#define KMG_BIG_SIGMA_0(x) kmg_sha256_rotate(x, 9, 11, 2)
+#define KMG_BIG_SIGMA_1(x) kmg_sha256_rotate(x, 14, 5, 6)
+#define KMG_SIGMA_0(x) kmg_sha256_shift(x, 11, 7, 3)
+#define KMG_SIGMA_1(x) kmg_sha256_shift(x, 2, 17, 10)
+#else
 #define KMG_ROR(x, n) (((x) >> (n)) | ((x) << (32 - (n))))
+#define KMG_BIG_SIGMA_0(x) (KMG_ROR(x, 2) ^ KMG_ROR(x, 13) ^ KMG_ROR(x, 22))
+#define KMG_BIG_SIGMA_1(x) (KMG_ROR(x, 6) ^ KMG_ROR(x, 11) ^ KMG_ROR(x, 25))
+#define KMG_SIGMA_0(x) (KMG_ROR(x, 7) ^ KMG_ROR(x, 18) ^ ((x) >> 3))
+#define KMG_SIGMA_1(x) (KMG_ROR(x, 17) ^ KMG_ROR(x, 19) ^ ((x) >> 10))
+#endif
+
+/* Both with one operation less than the textbook's. The second shares b ^ c with the round before. */
+#define KMG_CHOOSE(e, f, g) ((((f) ^ (g)) & (e)) ^ (g))
+#define KMG_MAJORITY(a, b, c) ((b) ^ (((a) ^ (b)) & ((b) ^ (c))))
 
 /*
  * One round. Instead of moving eight variables along, the caller names them one place
  * further each time; d and h are the two that change.
  */
-#define KMG_ROUND(a, b, c, d, e, f, g, h, k, w)                                     \
-	do {                                                                        \
-		__u32 t = (h) + (KMG_ROR(e, 6) ^ KMG_ROR(e, 11) ^ KMG_ROR(e, 25)) + \
-			  (((f) ^ (g)) & (e) ^ (g)) + (k) + (w);                    \
-		(d) += t;                                                           \
-		(h) = t + (KMG_ROR(a, 2) ^ KMG_ROR(a, 13) ^ KMG_ROR(a, 22)) +       \
-		      (((a) & (b)) | (((a) | (b)) & (c)));                          \
+#define KMG_ROUND(a, b, c, d, e, f, g, h, k, w)                                       \
+	do {                                                                          \
+		__u32 t = (h) + KMG_BIG_SIGMA_1(e) + KMG_CHOOSE(e, f, g) + (k) + (w); \
+		(d) += t;                                                             \
+		(h) = t + KMG_BIG_SIGMA_0(a) + KMG_MAJORITY(a, b, c);                 \
 	} while (0)
 
 /* The next word of the message schedule, kept in a window of 16. */
-#define KMG_SCHEDULE(w, i)                                                                                   \
-	((w)[i] +=                                                                                           \
-	 (KMG_ROR((w)[((i) + 1) & 15], 7) ^ KMG_ROR((w)[((i) + 1) & 15], 18) ^ ((w)[((i) + 1) & 15] >> 3)) + \
-	 (w)[((i) + 9) & 15] +                                                                               \
-	 (KMG_ROR((w)[((i) + 14) & 15], 17) ^ KMG_ROR((w)[((i) + 14) & 15], 19) ^                            \
-	  ((w)[((i) + 14) & 15] >> 10)))
+#define KMG_SCHEDULE(w, i) \
+	((w)[i] += KMG_SIGMA_0((w)[((i) + 1) & 15]) + (w)[((i) + 9) & 15] + KMG_SIGMA_1((w)[((i) + 14) & 15]))
 
 #define KMG_EIGHT_ROUNDS(WORD, at)                                              \
 	do {                                                                    \
