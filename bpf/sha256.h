@@ -32,43 +32,40 @@ static const __u32 kmg_sha256_k[64] = {
 };
 
 /*
- * The four functions of FIPS 180-4, 4.1.2. BPF has no instruction that rotates: three rotations
- * of one word would be 15 operations and two to join them. A word that is written twice into 64
- * bits rotates by a plain shift to the right, and shifts that are nested, each adding to those
- * inside it, leave 9. Zeros come in at the top: at most 25 of the 32 spare bits are spoilt.
- * KMG_SHA256_ROTATE gives the textbook's form to a compiler whose machine can rotate
- * (tests/bench/sha256_native.c).
+ * The four functions of FIPS 180-4, 4.1.2. BPF has no instruction that rotates: a rotation is two
+ * shifts and an OR. A word that is written twice into 64 bits rotates by one shift to the right.
+ * KMG_SHA256_ROTATE is for a compiler whose machine can rotate (tests/bench/sha256_native.c).
  */
-#ifndef KMG_SHA256_ROTATE
-#define KMG_TWICE(x) ((__u64)(x) | (__u64)(x) << 32)
-
-/* x rotated right by p + q + r, by q + r and by r. */
-static __always_inline __u32 kmg_sha256_rotate(__u32 x, __u32 p, __u32 q, __u32 r)
-{
-	__u64 twice = KMG_TWICE(x);
-
-	return (((twice >> p ^ twice) >> q) ^ twice) >> r;
-}
-
-/* x rotated right by p + q and by q, and shifted by r. */
-static __always_inline __u32 kmg_sha256_shift(__u32 x, __u32 p, __u32 q, __u32 r)
-{
-	__u64 twice = KMG_TWICE(x);
-
-	return (__u32)((twice >> p ^ twice) >> q) ^ x >> r;
-}
-
-#define KMG_BIG_SIGMA_0(x) kmg_sha256_rotate(x, 9, 11, 2)
-#define KMG_BIG_SIGMA_1(x) kmg_sha256_rotate(x, 14, 5, 6)
-#define KMG_SIGMA_0(x) kmg_sha256_shift(x, 11, 7, 3)
-#define KMG_SIGMA_1(x) kmg_sha256_shift(x, 2, 17, 10)
+#ifdef KMG_SHA256_ROTATE
+typedef __u32 kmg_twice;
+#define KMG_TWICE(x) (x)
+#define KMG_ROR(twice, n) ((twice) >> (n) | (twice) << (32 - (n)))
 #else
-#define KMG_ROR(x, n) (((x) >> (n)) | ((x) << (32 - (n))))
-#define KMG_BIG_SIGMA_0(x) (KMG_ROR(x, 2) ^ KMG_ROR(x, 13) ^ KMG_ROR(x, 22))
-#define KMG_BIG_SIGMA_1(x) (KMG_ROR(x, 6) ^ KMG_ROR(x, 11) ^ KMG_ROR(x, 25))
-#define KMG_SIGMA_0(x) (KMG_ROR(x, 7) ^ KMG_ROR(x, 18) ^ ((x) >> 3))
-#define KMG_SIGMA_1(x) (KMG_ROR(x, 17) ^ KMG_ROR(x, 19) ^ ((x) >> 10))
+typedef __u64 kmg_twice;
+#define KMG_TWICE(x) ((__u64)(x) | (__u64)(x) << 32)
+#define KMG_ROR(twice, n) ((__u32)((twice) >> (n)))
 #endif
+
+/* x rotated by p, by q and by r. */
+static __always_inline __u32 kmg_sha256_rotate(__u32 x, int p, int q, int r)
+{
+	kmg_twice twice = KMG_TWICE(x);
+
+	return KMG_ROR(twice, p) ^ KMG_ROR(twice, q) ^ KMG_ROR(twice, r);
+}
+
+/* x rotated by p and by q, and shifted by r. */
+static __always_inline __u32 kmg_sha256_shift(__u32 x, int p, int q, int r)
+{
+	kmg_twice twice = KMG_TWICE(x);
+
+	return KMG_ROR(twice, p) ^ KMG_ROR(twice, q) ^ x >> r;
+}
+
+#define KMG_BIG_SIGMA_0(x) kmg_sha256_rotate(x, 2, 13, 22)
+#define KMG_BIG_SIGMA_1(x) kmg_sha256_rotate(x, 6, 11, 25)
+#define KMG_SIGMA_0(x) kmg_sha256_shift(x, 7, 18, 3)
+#define KMG_SIGMA_1(x) kmg_sha256_shift(x, 17, 19, 10)
 
 /* Both with one operation less than the textbook's. The second shares b ^ c with the round before. */
 #define KMG_CHOOSE(e, f, g) ((((f) ^ (g)) & (e)) ^ (g))

@@ -81,7 +81,7 @@ def accelerator(machine: Machine) -> list[str]:
     if machine.accel == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
     if machine.icount:
-        return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=auto,sleep=off"]
+        return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=off"]
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 
