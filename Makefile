@@ -86,13 +86,13 @@ lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror bpf/*.h bpf/*.c tests/bpf/*.c
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
 
 .PHONY: format
 format: $(STAMP) ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
-	clang-format -i bpf/*.h bpf/*.c tests/bpf/*.c
+	clang-format -i bpf/*.h bpf/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root

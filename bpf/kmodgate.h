@@ -183,7 +183,7 @@ struct kmg_control {
 	 * does not; on before such a table is in force, off after it.
 	 */
 	__u32 every_load;
-	__u32 padding;
+	__u32 quiet; /* 1: a load that was let in without the agent does not wake it */
 };
 
 /* A question to the agent: verify what this task is about to load. */

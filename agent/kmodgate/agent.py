@@ -30,7 +30,7 @@ from .errors import HookError, KmodgateError, NodeError
 from .hooks.bpf import BpfBackend
 from .model import Api, Backend, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
-from .observe import Observer
+from .observe import Observer, is_routine
 from .policy import compile_table
 from .selfprobe import probe_problem
 from .settings import Settings, files_named, read_settings
@@ -175,6 +175,7 @@ class Agent:
         self._status.set_backend(Backend.BPF_LSM)
         self._publish(backend)
         backend.heartbeat()
+        backend.set_quiet(not self._log_all)
         backend.attach()
         self._timings |= backend.timings
         with self._timed("probe"):
@@ -243,14 +244,21 @@ class Agent:
         with selectors.DefaultSelector() as selector:
             for source in (backend.question_ring, backend.event_ring, watcher, signals):
                 selector.register(source, selectors.EVENT_READ, source)
-            tick = time.monotonic()
+            tick, behind = time.monotonic(), False
             while not self._stopping:
                 now = time.monotonic()
                 if now >= tick:
                     tick = now + _TICK
                     self._beat(backend)
+                    behind = True  # of the records that woke nobody (bpf/tell.h)
+                if behind:
+                    # A batch in each turn, so that a storm keeps nobody from the heartbeat.
+                    behind = False
+                    with _survive():
+                        behind = self._tell(backend, event_log)
                 due = self._reload.wait(now)
-                ready = selector.select(max(0.0, min(tick - now, due if due is not None else _TICK)))
+                wait = 0.0 if behind else min(tick - now, due if due is not None else _TICK)
+                ready = selector.select(max(0.0, wait))
                 for key, _ in ready:
                     # Whatever goes wrong with one load must not end enforcement for all.
                     with _survive():
@@ -295,14 +303,18 @@ class Agent:
                     )
                 )
 
-    def _tell(self, backend: BpfBackend, event_log: EventLog) -> None:
-        loaded = False
+    def _tell(self, backend: BpfBackend, event_log: EventLog) -> bool:
+        """Tell a batch of loads that ended; False when there was none."""
+        loaded = some = False
         for record in backend.events():
+            some = True
             loaded |= bool(record.loaded)
             with _survive():
-                event_log.write(self._observer.event(record))
+                if self._log_all or not is_routine(record):
+                    event_log.write(self._observer.event(record))
         if loaded:
             self._count_modules()
+        return some
 
     def _count_modules(self) -> None:
         modules = read_modules(self._paths)

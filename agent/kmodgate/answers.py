@@ -216,12 +216,13 @@ class Answerer:
             log.error("question %d: %s", asked.id, error)
 
     def _answer(self, asked: Asked) -> QuestionOutcome:
+        start = time.perf_counter()
         data = self._read_file(asked) if asked.api is Api.FINIT_MODULE else self._read_memory(asked)
         if data is None:
             return QuestionOutcome.TOO_LARGE
         with self._lock:
             trust = self._trust
-        found = self._verify(data, trust)
+        found = self._verify(data, trust, start)
         # With MODULE_INIT_COMPRESSED_FILE the kernel unpacks a file, without it the bytes stand as
         # they are; those from memory always do. The flags are not known here: both are answered.
         # A packed file's answer says what it unpacks to, whoever asked, or a load that the kernel
@@ -235,7 +236,7 @@ class Answerer:
             return self._tell(data, found, trust, contents=contents)
         if plain is data:
             return self._tell(data, found, trust)
-        inner = self._verify(plain, trust)
+        inner = self._verify(plain, trust, time.perf_counter())
         if found.status is SignatureStatus.REVOKED:
             detail = f"{found.detail}, as it lies there compressed"
             inner = replace(inner, status=found.status, errno=found.errno, trusted_by=None, detail=detail)
@@ -244,8 +245,8 @@ class Answerer:
         outcome = self._tell(data, found, trust, contents=verification_of(inner), shown=inner)
         return told or outcome
 
-    def _verify(self, data: BytesLike, trust: Trust) -> SignatureReport:
-        start = time.perf_counter()
+    def _verify(self, data: BytesLike, trust: Trust, start: float) -> SignatureReport:
+        """Verify, and note how long that took since ``start``, when reading began."""
         found = report(
             data,
             trust.store,

@@ -120,7 +120,12 @@ def tell(result: Result) -> None:
     trusted, known = result["trusted"], result["known"]
     name, size = result["median"]["module"], result["median"]["size"]
     table(
-        f"finit_module of {name} ({size} bytes), thousands of instructions", "", "off", "on", "more", "on / off"
+        f"finit_module of {name} ({size} bytes), thousands of instructions",
+        "",
+        "off",
+        "on",
+        "more",
+        "on / off",
     )
     pairs = [
         ("kernel-trusted", trusted),
@@ -146,7 +151,9 @@ def tell(result: Result) -> None:
     row("median", "", "", "", "", f"{statistics.median(ratios):.4f}")
 
     table("First load of an operator-signed module", "", "µs", "of verification")
-    hold, verify = (statistics.median(one[what] for one in result["first"]) for what in ("hold_us", "verify_us"))
+    hold, verify = (
+        statistics.median(one[what] for one in result["first"]) for what in ("hold_us", "verify_us")
+    )
     row("verification by the agent", f"{verify:.0f}", "1.00")
     row("wait of the load", f"{hold:.0f}", f"{hold / verify:.2f}")
     worst = max(one["hold_us"] / one["verify_us"] for one in result["first"])
@@ -154,7 +161,9 @@ def tell(result: Result) -> None:
 
     table("Other system calls, instructions", "", "off", "on", "on / off")
     for call in result["calls"]["off"][0]:
-        off, on = (statistics.median(turn[call] for turn in result["calls"][state]) for state in ("off", "on"))
+        off, on = (
+            statistics.median(turn[call] for turn in result["calls"][state]) for state in ("off", "on")
+        )
         row(call, f"{off:.1f}", f"{on:.1f}", f"{on / off:.4f}")
 
 

@@ -59,8 +59,8 @@ def in_bpf(path: Path, data: bytes) -> Digest:
 def in_machine_code(folder: Path, data: bytes, *flags: str) -> Digest:
     """The same header, compiled by gcc."""
     path = folder / f"sha256{len(flags)}.so"
-    command = ["gcc", "-O2", "-shared", "-fPIC", f"-I{HEADERS}", *flags, HERE / "sha256_native.c", "-o", path]
-    subprocess.run(command, check=True)
+    where = [f"-I{HEADERS}", str(HERE / "sha256_native.c"), "-o", str(path)]
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *flags, *where], check=True)
     function = ctypes.CDLL(str(path)).digest
     function.argtypes = ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p
     out = ctypes.create_string_buffer(32)
@@ -82,7 +82,11 @@ def main() -> None:
     if JIT.exists() and JIT.read_text().strip() == "0":
         sys.exit(f"the kernel interprets BPF; compile it: echo 1 > {JIT}")
     data = random.Random(4).randbytes(BYTES)
-    expected = hashlib.sha256(data).digest()
+
+    def with_hashlib() -> bytes:
+        return hashlib.sha256(data).digest()
+
+    expected = with_hashlib()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             bpf = in_bpf(options.object, data)
@@ -92,7 +96,7 @@ def main() -> None:
             "BPF (clang, the kernel's JIT)": bpf,
             "gcc -O2, the same C": in_machine_code(Path(scratch), data),
             "gcc -O2, with rotations": in_machine_code(Path(scratch), data, "-DBEST"),
-            "hashlib (the machine's SHA instructions, if any)": lambda: hashlib.sha256(data).digest(),
+            "hashlib (the machine's SHA instructions, if any)": with_hashlib,
         }
         best = dict.fromkeys(contenders, float("inf"))
         for _ in range(options.rounds):

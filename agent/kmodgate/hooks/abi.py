@@ -85,7 +85,7 @@ class Control(ctypes.Structure):
         ("sig_enforce", ctypes.c_uint32),
         ("kernel_refuses", ctypes.c_uint32),
         ("every_load", ctypes.c_uint32),
-        ("padding", ctypes.c_uint32),
+        ("quiet", ctypes.c_uint32),
     )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import mmap
-import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +27,9 @@ ON_ROOT = Path("/root/known.ko")
 BUFFER = 4 << 20  # of the map in tests/bpf/test.bpf.c
 
 
-
 def load(path: Path, module: str, count: int, how: str = "alone") -> list[int]:
     """Load and unload; nanoseconds of each load. How: see loader.c."""
-    command = [LOADER, "load", path, module, str(count), how]
+    command = [str(LOADER), "load", str(path), module, str(count), how]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = []
     for line in done.stdout.splitlines():
@@ -55,7 +52,9 @@ def loads(path: Path, module: str) -> bool:
 def calls(count: int) -> dict[str, float]:
     """Nanoseconds of system calls that have nothing to do with modules."""
     done = subprocess.run([LOADER, "calls", str(count)], check=True, capture_output=True, text=True)
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in done.stdout.splitlines())}
+    return {
+        name: float(value) for name, _, value in (line.rpartition(" ") for line in done.stdout.splitlines())
+    }
 
 
 class Bench:
