@@ -127,11 +127,17 @@ test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
 test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
-bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
+bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
+	$(BIN)/python tests/bench/bench_sha256.py $(BPF_TEST_OBJECT)
 	$(BIN)/python tests/bench/bench_verify.py $$($(VM) path modules --kernel $(KERNEL)) \
 		$$($(VM) path certs --kernel $(KERNEL))/kernel.pem
 	$(BIN)/python tests/bench/bench_scan.py $$(for suite in bookworm trixie; do $(VM) path modules --kernel $$suite; \
 		$(VM) path kernel --kernel $$suite; echo $$($(VM) path certs --kernel $$suite)/kernel.pem; done)
+
+.PHONY: bench-vm
+bench-vm: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) vm ## What enforcement and an idle agent cost, in a VM (root)
+	PYTHONPATH=.:vm-images $(BIN)/python tests/bench/bench_load.py --kernel $(KERNEL)
+	PYTHONPATH=.:vm-images $(BIN)/python tests/bench/bench_idle.py --kernel $(KERNEL)
 
 .PHONY: wheel
 wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included

@@ -4,7 +4,7 @@
 The kernel runs the program through ``bpf_prog_test_run``, compiled by its JIT. Rounds alternate on
 one core, each measured as this thread's CPU time; the least of each counts.
 
-Usage: ``PYTHONPATH=. bench_sha256.py OBJECT [--rounds N]`` (root; ``make build/test.bpf.o``)
+Usage: ``bench_sha256.py OBJECT [--rounds N]`` (root; ``make build/test.bpf.o``)
 """
 
 from __future__ import annotations
