@@ -10,6 +10,7 @@
 #include "count.h"
 #include "decide.h"
 #include "sha256.h"
+#include "tell.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -82,5 +83,35 @@ SEC("syscall")
 int test_observe(struct test_observe *args)
 {
 	kmg_observe(KMG_HISTOGRAM_HOLD, args->nanoseconds);
+	return 0;
+}
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct kmg_load);
+} told SEC(".maps");
+
+struct test_tell {
+	__u64 question;
+	__u32 verdict;
+	__u32 has_digest;
+	__u64 wakeup;
+};
+
+SEC("syscall")
+int test_tell(struct test_tell *args)
+{
+	__u32 zero = 0;
+	struct kmg_load *load = bpf_map_lookup_elem(&told, &zero);
+
+	if (!load)
+		return -EINVAL;
+	load->event.question = args->question;
+	load->event.verdict = args->verdict;
+	load->event.has_digest = args->has_digest;
+	args->wakeup = kmg_wakeup(&load->event);
+	kmg_tell(load);
 	return 0;
 }
