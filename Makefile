@@ -91,13 +91,13 @@ lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror bpf/*.h bpf/*.c tests/bpf/*.c
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
 
 .PHONY: format
 format: $(STAMP) ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
-	clang-format -i bpf/*.h bpf/*.c tests/bpf/*.c
+	clang-format -i bpf/*.h bpf/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
@@ -142,11 +142,17 @@ test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.
 test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
-bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
+bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
+	$(BIN)/python tests/bench/bench_sha256.py $(BPF_TEST_OBJECT)
 	$(BIN)/python tests/bench/bench_verify.py $$($(VM) path modules --kernel $(KERNEL)) \
 		$$($(VM) path certs --kernel $(KERNEL))/kernel.pem
 	$(BIN)/python tests/bench/bench_scan.py $$(for suite in bookworm trixie; do $(VM) path modules --kernel $$suite; \
 		$(VM) path kernel --kernel $$suite; echo $$($(VM) path certs --kernel $$suite)/kernel.pem; done)
+
+.PHONY: bench-vm
+bench-vm: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) vm ## What enforcement and an idle agent cost, in a VM (root)
+	PYTHONPATH=.:vm-images $(BIN)/python tests/bench/bench_load.py --kernel $(KERNEL)
+	PYTHONPATH=.:vm-images $(BIN)/python tests/bench/bench_idle.py --kernel $(KERNEL)
 
 .PHONY: wheel
 wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included

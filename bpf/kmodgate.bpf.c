@@ -35,6 +35,7 @@
 #include "generation.h"
 #include "judge.h"
 #include "load.h"
+#include "tell.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -506,8 +507,7 @@ static __always_inline void kmg_end(enum kmg_api api, __s32 result)
 		return; /* undecided: there is nothing to tell */
 	load->event.result = result;
 	load->event.duration = bpf_ktime_get_ns() - load->event.time;
-	if (bpf_ringbuf_output(&events, &load->event, sizeof(load->event), 0))
-		kmg_stat(KMG_STAT_EVENTS_LOST);
+	kmg_tell(load);
 }
 
 /*

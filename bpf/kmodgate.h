@@ -193,6 +193,8 @@ struct kmg_control {
 	__u64 programs; /* which compiled programs act: the same ones, the same number */
 	__u32 instance; /* the generation of programs that acts, see generation.h */
 	__u32 handover; /* 1: two generations are attached */
+	__u32 quiet; /* 1: a load that was let in without the agent does not wake it */
+	__u32 padding;
 };
 
 /* A question to the agent: verify what this task is about to load. */

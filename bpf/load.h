@@ -47,9 +47,11 @@ struct {
 	__type(value, struct kmg_load);
 } loads SEC(".maps");
 
+#define KMG_EVENTS_SIZE (1 << 20)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, KMG_EVENTS_SIZE);
 } events SEC(".maps");
 
 /*

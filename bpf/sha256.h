@@ -31,28 +31,60 @@ static const __u32 kmg_sha256_k[64] = {
 	0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
-#define KMG_ROR(x, n) (((x) >> (n)) | ((x) << (32 - (n))))
+/*
+ * The four functions of FIPS 180-4, 4.1.2. BPF has no instruction that rotates: a rotation is two
+ * shifts and an OR. A word that is written twice into 64 bits rotates by one shift to the right.
+ * KMG_SHA256_ROTATE is for a compiler whose machine can rotate (tests/bench/sha256_native.c).
+ */
+#ifdef KMG_SHA256_ROTATE
+typedef __u32 kmg_twice;
+#define KMG_TWICE(x) (x)
+#define KMG_ROR(twice, n) ((twice) >> (n) | (twice) << (32 - (n)))
+#else
+typedef __u64 kmg_twice;
+#define KMG_TWICE(x) ((__u64)(x) | (__u64)(x) << 32)
+#define KMG_ROR(twice, n) ((__u32)((twice) >> (n)))
+#endif
+
+/* x rotated by p, by q and by r. */
+static __always_inline __u32 kmg_sha256_rotate(__u32 x, int p, int q, int r)
+{
+	kmg_twice twice = KMG_TWICE(x);
+
+	return KMG_ROR(twice, p) ^ KMG_ROR(twice, q) ^ KMG_ROR(twice, r);
+}
+
+/* x rotated by p and by q, and shifted by r. */
+static __always_inline __u32 kmg_sha256_shift(__u32 x, int p, int q, int r)
+{
+	kmg_twice twice = KMG_TWICE(x);
+
+	return KMG_ROR(twice, p) ^ KMG_ROR(twice, q) ^ x >> r;
+}
+
+#define KMG_BIG_SIGMA_0(x) kmg_sha256_rotate(x, 2, 13, 22)
+#define KMG_BIG_SIGMA_1(x) kmg_sha256_rotate(x, 6, 11, 25)
+#define KMG_SIGMA_0(x) kmg_sha256_shift(x, 7, 18, 3)
+#define KMG_SIGMA_1(x) kmg_sha256_shift(x, 17, 19, 10)
+
+/* Both with one operation less than the textbook's. The second shares b ^ c with the round before. */
+#define KMG_CHOOSE(e, f, g) ((((f) ^ (g)) & (e)) ^ (g))
+#define KMG_MAJORITY(a, b, c) ((b) ^ (((a) ^ (b)) & ((b) ^ (c))))
 
 /*
  * One round. Instead of moving eight variables along, the caller names them one place
  * further each time; d and h are the two that change.
  */
-#define KMG_ROUND(a, b, c, d, e, f, g, h, k, w)                                     \
-	do {                                                                        \
-		__u32 t = (h) + (KMG_ROR(e, 6) ^ KMG_ROR(e, 11) ^ KMG_ROR(e, 25)) + \
-			  (((f) ^ (g)) & (e) ^ (g)) + (k) + (w);                    \
-		(d) += t;                                                           \
-		(h) = t + (KMG_ROR(a, 2) ^ KMG_ROR(a, 13) ^ KMG_ROR(a, 22)) +       \
-		      (((a) & (b)) | (((a) | (b)) & (c)));                          \
+#define KMG_ROUND(a, b, c, d, e, f, g, h, k, w)                                       \
+	do {                                                                          \
+		__u32 t = (h) + KMG_BIG_SIGMA_1(e) + KMG_CHOOSE(e, f, g) + (k) + (w); \
+		(d) += t;                                                             \
+		(h) = t + KMG_BIG_SIGMA_0(a) + KMG_MAJORITY(a, b, c);                 \
 	} while (0)
 
 /* The next word of the message schedule, kept in a window of 16. */
-#define KMG_SCHEDULE(w, i)                                                                                   \
-	((w)[i] +=                                                                                           \
-	 (KMG_ROR((w)[((i) + 1) & 15], 7) ^ KMG_ROR((w)[((i) + 1) & 15], 18) ^ ((w)[((i) + 1) & 15] >> 3)) + \
-	 (w)[((i) + 9) & 15] +                                                                               \
-	 (KMG_ROR((w)[((i) + 14) & 15], 17) ^ KMG_ROR((w)[((i) + 14) & 15], 19) ^                            \
-	  ((w)[((i) + 14) & 15] >> 10)))
+#define KMG_SCHEDULE(w, i) \
+	((w)[i] += KMG_SIGMA_0((w)[((i) + 1) & 15]) + (w)[((i) + 9) & 15] + KMG_SIGMA_1((w)[((i) + 14) & 15]))
 
 #define KMG_EIGHT_ROUNDS(WORD, at)                                              \
 	do {                                                                    \

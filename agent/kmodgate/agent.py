@@ -36,7 +36,7 @@ from .lookout import Lookout
 from .model import Api, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_strictness
 from .notify import notify
-from .observe import Observer
+from .observe import Observer, is_routine
 from .pinning import PinKeeper, PinState
 from .policy import compile_table
 from .selfprobe import probe_problem
@@ -221,6 +221,7 @@ class Agent:
         self._publish(backend)
         backend.heartbeat()
         self._unseen = backend.loaded_unseen()
+        backend.set_quiet(not self._log_all)
         backend.attach()
         gap = gap_before(adopted=backend.adopted, last_seen=backend.last_seen, at=since_boot())
         self._status.set_gap(enforcement=gap.enforcement, agent=gap.agent)
@@ -298,14 +299,21 @@ class Agent:
                 selector.register(ring, selectors.EVENT_READ, ring)
             for source in (watcher, signals):
                 selector.register(source, selectors.EVENT_READ, source)
-            tick = time.monotonic()
+            tick, behind = time.monotonic(), False
             while not self._stopping:
                 now = time.monotonic()
                 if now >= tick:
                     tick = now + _TICK
                     self._beat(backend)
+                    behind = True  # of the records that woke nobody (bpf/tell.h)
+                if behind:
+                    # A batch in each turn, so that a storm keeps nobody from the heartbeat.
+                    behind = False
+                    with _survive():
+                        behind = self._tell(backend, event_log)
                 due = self._reload.wait(now)
-                ready = selector.select(max(0.0, min(tick - now, due if due is not None else _TICK)))
+                wait = 0.0 if behind else min(tick - now, due if due is not None else _TICK)
+                ready = selector.select(max(0.0, wait))
                 for key, _ in ready:
                     # Whatever goes wrong with one load must not end enforcement for all.
                     with _survive():
@@ -359,15 +367,19 @@ class Agent:
                     )
                 )
 
-    def _tell(self, backend: BpfBackend, event_log: EventLog) -> None:
-        loaded = False
+    def _tell(self, backend: BpfBackend, event_log: EventLog) -> bool:
+        """Tell a batch of loads that ended; False when there was none."""
+        loaded = some = False
         for record in backend.events():
+            some = True
             loaded |= bool(record.loaded)
             with _survive():
-                event_log.write(self._observer.event(record))
+                if self._log_all or not is_routine(record):
+                    event_log.write(self._observer.event(record))
         if loaded:
             with _survive():
                 self._lookout.look()
+        return some
 
     def _signalled(self, numbers: bytes) -> None:
         for number in numbers:

@@ -198,15 +198,21 @@ class Answerer:
         """Loads wait for answers at this moment; whatever is not urgent should let them pass."""
         return bool(self._busy) or not self._queue.empty()
 
-    def learn(self, data: bytes, file: FileIdentity) -> QuestionOutcome:
+    def learn(self, data: bytes, file: FileIdentity, *, start: float | None = None) -> QuestionOutcome:
         """Answer for a file that nobody has asked about yet. Any thread may call this.
+
+        Args:
+            data: what the file holds.
+            file: which it is.
+            start: when reading it began (``time.perf_counter``); None for now.
 
         Raises:
             HookError: the answer could not be stored.
         """
         with self._lock:
             trust = self._trust
-        outcome = self._judge(data, trust, from_file=True)
+        began = time.perf_counter() if start is None else start
+        outcome = self._judge(data, trust, began, from_file=True)
         self._sink.answered_for(file.device, file.inode, file.size, trust.generation)
         return outcome
 
@@ -256,18 +262,19 @@ class Answerer:
             log.error("question %d: %s", asked.id, error)
 
     def _answer(self, asked: Asked) -> QuestionOutcome:
+        start = time.perf_counter()
         if asked.api is not Api.FINIT_MODULE:
             image = self._read_memory(asked)
             if image is None:
                 return QuestionOutcome.TOO_LARGE
             with self._lock:
                 trust = self._trust
-            return self._judge(image, trust, from_file=False)
+            return self._judge(image, trust, start, from_file=False)
         read = self._read_file(asked)
-        return QuestionOutcome.TOO_LARGE if read is None else self.learn(*read)
+        return QuestionOutcome.TOO_LARGE if read is None else self.learn(*read, start=start)
 
-    def _judge(self, data: bytes, trust: Trust, *, from_file: bool) -> QuestionOutcome:
-        found = self._verify(data, trust)
+    def _judge(self, data: bytes, trust: Trust, start: float, *, from_file: bool) -> QuestionOutcome:
+        found = self._verify(data, trust, start)
         # With MODULE_INIT_COMPRESSED_FILE the kernel unpacks a file, without it the bytes stand as
         # they are; those from memory always do. The flags are not known here: both are answered.
         # A packed file's answer says what it unpacks to, whoever asked, or a load that the kernel
@@ -281,7 +288,7 @@ class Answerer:
             return self._tell(data, found, trust, contents=contents)
         if plain is data:
             return self._tell(data, found, trust)
-        inner = self._verify(plain, trust)
+        inner = self._verify(plain, trust, time.perf_counter())
         if found.status is SignatureStatus.REVOKED:
             detail = f"{found.detail}, as it lies there compressed"
             inner = replace(inner, status=found.status, errno=found.errno, trusted_by=None, detail=detail)
@@ -290,8 +297,8 @@ class Answerer:
         outcome = self._tell(data, found, trust, contents=verification_of(inner), shown=inner)
         return told or outcome
 
-    def _verify(self, data: BytesLike, trust: Trust) -> SignatureReport:
-        start = time.perf_counter()
+    def _verify(self, data: BytesLike, trust: Trust, start: float) -> SignatureReport:
+        """Verify, and note how long that took since ``start``, when reading began."""
         found = report(
             data,
             trust.store,

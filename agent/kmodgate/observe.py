@@ -57,6 +57,19 @@ _DETAIL: Final = {
 }
 
 
+def is_routine(record: abi.Event) -> bool:
+    """A load that was let in without the agent, and loaded: the log would leave it out in any case.
+
+    ``telemetry.events.is_remarkable`` says the same of the event, which need not be made.
+    """
+    return (
+        record.verdict == Verdict.ALLOW
+        and not record.question
+        and not record.has_digest
+        and record.result == 0
+    )
+
+
 class Observer:
     """Turns records into events.
 

@@ -247,3 +247,58 @@ def test_places_to_wait_in_are_never_more_than_allowed_and_all_given_back(
     assert args.got == (limit > 0)
     if limit == 1 and (os.cpu_count() or 1) > 1:
         assert not all(got for got, _ in results)
+
+
+class TellArgs(ctypes.Structure):
+    _fields_ = (
+        ("question", ctypes.c_uint64),
+        ("verdict", ctypes.c_uint32),
+        ("has_digest", ctypes.c_uint32),
+        ("wakeup", ctypes.c_uint64),
+    )
+
+
+BY_ITSELF, NO_WAKEUP, FORCE_WAKEUP = 0, 1, 2  # BPF_RB_*, include/uapi/linux/bpf.h
+RING_BYTES = 1 << 20
+
+
+@pytest.fixture
+def fresh(test_object: Path) -> Iterator[Programs]:
+    """Programs whose ring of events is empty."""
+    loaded = Programs(test_object)
+    yield loaded
+    loaded.object.close()
+
+
+def tell(programs: Programs, verdict: Verdict, question: int = 0, has_digest: int = 0) -> int:
+    args = TellArgs(question, verdict, has_digest)
+    assert programs.object.programs["test_tell"].test_run(args) == 0
+    return int(args.wakeup)
+
+
+def test_a_load_that_was_let_in_without_the_agent_does_not_wake_it(fresh: Programs) -> None:
+    assert tell(fresh, Verdict.ALLOW) == BY_ITSELF
+    fresh.control.quiet = 1
+    assert tell(fresh, Verdict.ALLOW) == NO_WAKEUP
+    assert tell(fresh, Verdict.DENY) == FORCE_WAKEUP
+    assert tell(fresh, Verdict.WOULD_DENY) == FORCE_WAKEUP
+    assert tell(fresh, Verdict.ALLOW, question=1) == FORCE_WAKEUP
+    assert tell(fresh, Verdict.ALLOW, has_digest=1) == FORCE_WAKEUP
+
+
+def test_a_ring_that_is_half_full_wakes_the_agent_in_any_case(fresh: Programs) -> None:
+    fresh.control.quiet = 1
+    told = 0
+    while tell(fresh, Verdict.ALLOW) == NO_WAKEUP:
+        told += 1
+    record = ctypes.sizeof(abi.Event) + 8  # its header
+    assert told - 1 < RING_BYTES // 2 / record <= told
+    assert len(list(batch(fresh))) == told + 1  # none was read meanwhile
+
+
+def batch(programs: Programs) -> Iterator[bytes]:
+    """Everything in the ring of events."""
+    ring = libbpf.RingBuffer(programs.object.map("events"))
+    while records := ring.read():
+        yield from records
+    ring.close()

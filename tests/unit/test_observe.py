@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from datetime import UTC, datetime
@@ -26,7 +27,9 @@ from kmodgate.model import (
     Verdict,
     Verification,
 )
-from kmodgate.observe import Observer
+from kmodgate.observe import Observer, is_routine
+from kmodgate.policy import compile_table
+from kmodgate.telemetry.events import is_remarkable
 
 ENFORCE = EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=True)
 AUDIT = EffectivePolicy(Policy.ENFORCE, Mode.AUDIT, load_pin=True)
@@ -161,3 +164,43 @@ def test_a_path_too_long_for_the_record_is_said_to_be_cut(observer: Observer) ->
     event = observer.event(record)
     assert event.path is None
     assert event.path_truncated
+
+
+def allowed_alone(**changes: int) -> abi.Event:
+    """The record of a load that was let in without the agent."""
+    record = abi.Event(verdict=Verdict.ALLOW, by=By.KERNEL, verification=Verification.KERNEL_TRUSTED)
+    record.reason = Reason.TRUSTED_SIGNATURE
+    for name, value in changes.items():
+        setattr(record, name, value)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("reason", "by", "verification"),
+    [
+        (Reason.TRUSTED_SIGNATURE, By.KERNEL, Verification.KERNEL_TRUSTED),
+        (Reason.PINNED_ROOT, By.KMODGATE, Verification.NOT_YET),
+        (Reason.NOT_RESTRICTED, By.KMODGATE, Verification.NOT_YET),
+    ],
+)
+def test_what_is_routine_would_not_be_logged(
+    observer: Observer, reason: Reason, by: By, verification: Verification
+) -> None:
+    record = allowed_alone(reason=reason, by=by, verification=verification)
+    assert is_routine(record)
+    assert not is_remarkable(observer.event(record))
+
+
+def test_no_other_reason_lets_a_load_in_without_the_agent() -> None:
+    found = set()
+    for kind, mode, load_pin, exempt in itertools.product(Policy, Mode, (False, True), (False, True)):
+        policy = EffectivePolicy(kind, mode, load_pin=load_pin, pinned_root_exempt=exempt)
+        found |= {entry.reason for entry in compile_table(policy) if entry.verdict is Verdict.ALLOW}
+    assert found == {Reason.TRUSTED_SIGNATURE, Reason.PINNED_ROOT, Reason.NOT_RESTRICTED}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"verdict": Verdict.DENY}, {"question": 1}, {"has_digest": 1}, {"result": -8}]
+)
+def test_what_is_out_of_the_ordinary_is_not_routine(changes: dict[str, int]) -> None:
+    assert not is_routine(allowed_alone(**changes))

@@ -156,6 +156,7 @@ def test_append_comes_last_so_that_it_wins() -> None:
 def test_icount_means_one_processor() -> None:
     argv = machine.arguments(_machine(icount=True, smp=4), {})
     assert argv[argv.index("-smp") + 1] == "1"
+    assert argv[argv.index("-icount") + 1] == "shift=0,sleep=off"
 
 
 def _signed(payload: bytes) -> bytes:

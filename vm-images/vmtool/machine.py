@@ -81,7 +81,8 @@ def accelerator(machine: Machine) -> list[str]:
     if machine.accel == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
     if machine.icount:
-        return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=auto,sleep=off"]
+        # One instruction a nanosecond. With shift=auto the rate would follow the host's clock.
+        return ["-accel", "tcg,thread=single", "-cpu", "max", "-icount", "shift=0,sleep=off"]
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 

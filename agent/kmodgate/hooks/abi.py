@@ -105,6 +105,8 @@ class Control(ctypes.Structure):
         ("programs", ctypes.c_uint64),
         ("instance", ctypes.c_uint32),
         ("handover", ctypes.c_uint32),
+        ("quiet", ctypes.c_uint32),
+        ("padding", ctypes.c_uint32),
     )
 
 

@@ -398,6 +398,10 @@ class BpfBackend:
         self._control.sig_enforce = sig_enforce
         self._control.kernel_refuses = sig_enforce or lockdown
 
+    def set_quiet(self, quiet: bool) -> None:
+        """Whether loads that are let in without the agent leave it asleep: read ``events`` now and then."""
+        self._control.quiet = quiet
+
     def introduce(self, root_fd: int) -> tuple[int, int]:
         """Pin the file system of ``root_fd`` as the root, and note who this thread is.
 

@@ -291,7 +291,7 @@ class TelemetryServer:
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             name="kmodgate-http",
-            kwargs={"poll_interval": 1.0},
+            kwargs={"poll_interval": None},  # sleep until somebody connects; stop() wakes it
             daemon=True,
         )
         self._thread.start()
@@ -299,6 +299,8 @@ class TelemetryServer:
     def stop(self) -> None:
         """Stop listening, end what is open, join all threads. May be called twice."""
         if self._thread is not None:
+            with contextlib.suppress(OSError):  # not connected, says the kernel, and does it
+                self._server.socket.shutdown(socket.SHUT_RDWR)
             self._server.shutdown()
             self._thread.join()
             self._thread = None

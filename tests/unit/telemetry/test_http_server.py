@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -218,6 +219,22 @@ def test_stop_ends_open_connections_and_threads(registry: CollectorRegistry) -> 
     assert set(threading.enumerate()) <= before
     with pytest.raises(OSError):  # noqa: PT011  # refused
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def switches(thread: threading.Thread) -> int:
+    """How often a thread has gone to sleep."""
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+def test_it_sleeps_until_somebody_connects(server: TelemetryServer) -> None:
+    thread = server._thread
+    assert thread is not None
+    get(server, "/metrics")
+    time.sleep(0.5)
+    before = switches(thread)
+    time.sleep(2.5)
+    assert switches(thread) == before
 
 
 def test_a_server_that_was_never_started_can_be_stopped(registry: CollectorRegistry) -> None:
