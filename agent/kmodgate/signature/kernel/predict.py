@@ -99,7 +99,7 @@ class _Verification:
     """One message on its way through steps 3 and 4."""
 
     message: Message
-    payload: BytesLike
+    payload: Callable[[], BytesLike]
     keyring: Keyring
     digest: DigestOf
     seen: set[int] = field(default_factory=set)
@@ -145,13 +145,13 @@ class _Verification:
         """``pkcs7_digest()``."""
         signature, profile = info.signature, self.keyring.profile
         if info.attributes is None and signature.takes_data:
-            signature.message = self.payload
+            signature.message = self.payload()
             return
         if signature.digest not in profile.digests:
             raise Refusal("ENOPKG", f"digest {signature.digest} is not built into the kernel")
         if info.attributes is None:
             # Computed when a key asks for it: some digests the kernel has cannot be computed here.
-            signature.message, signature.digest_source = self.payload, self.digest
+            signature.digest_source = self.digest
             return
         value = self.digest(signature.digest)
         if info.message_digest is None:
@@ -287,15 +287,15 @@ def check_usage(message: Message) -> None:
 
 
 def examine(
-    message: Message, payload: BytesLike, keyring: Keyring, digest: DigestOf | None = None
+    message: Message, payload: Callable[[], BytesLike], keyring: Keyring, digest: DigestOf
 ) -> tuple[Acceptance, ...]:
     """``verify_pkcs7_message_sig()`` for a module.
 
     Args:
         message: from ``parse_message`` with the keyring's profile; used once.
-        payload: what the signature covers.
+        payload: gives what the signature covers; asked only where that is signed itself.
         keyring: the trusted keys.
-        digest: gives the payload's digest by the kernel's name; None computes it.
+        digest: gives the payload's digest by the kernel's name.
 
     Returns:
         Every SignerInfo that leads to the keyring; at least one.
@@ -304,11 +304,6 @@ def examine(
         Refusal: with the kernel's errno.
     """
     check_usage(message)
-    if digest is None:
-
-        def digest(name: str) -> bytes:
-            return digest_of(name, payload)
-
     return _Verification(message, payload, keyring, digest).run()
 
 
@@ -347,7 +342,12 @@ def predict(
         return "EKEYREJECTED"
     try:
         parts = split(data)
-        examine(parse_message(parts.cms, profile), parts.payload, trust.keyring(profile))
+        examine(
+            parse_message(parts.cms, profile),
+            lambda: parts.payload,
+            trust.keyring(profile),
+            lambda name: digest_of(name, parts.payload),
+        )
     except SignatureError as error:
         return error.errno_name
     except Refusal as refusal:
