@@ -7,8 +7,11 @@ meanwhile.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -150,7 +153,7 @@ def command(  # noqa: PLR0917  # click passes them by name
     from kmodgate.scan.pool import spread
     from kmodgate.scan.root import Root
 
-    with Root(root_path) as root:
+    with _without_collector(), Root(root_path) as root:
         running = find_running(root)
         if loaded and running is None:
             raise InputError(
@@ -176,8 +179,20 @@ def command(  # noqa: PLR0917  # click passes them by name
             now=datetime.now(UTC),
         )
         report = run(root, plan, images, running, inputs, partial(terminal.progress, "verifying"))
-    _write(report, output)
+        _write(report, output)
     return report.exit_code
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """No search for circles, here and in workers: none are made, and it costs a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read_config(path: Path | None, labels: dict[str, str]) -> NodeConfig | None:

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable
 
 from kmodgate.errors import SignatureError
+from kmodgate.model import SignatureStatus
 
 from .kernel.keys import digest_of
 from .trailer import AppendedSignature, BytesLike, split
@@ -24,13 +25,13 @@ class SignedFile:
         data: the whole file: payload, message, trailer. Never copied.
     """
 
-    __slots__ = ("_cms", "_data", "_digests", "_parts", "_sha256", "_unsigned")
+    __slots__ = ("_cms", "_data", "_digests", "_parts", "_problem", "_sha256")
 
     def __init__(self, data: BytesLike) -> None:
         self._data: BytesLike | None = data
         self._parts: AppendedSignature | None = None
         self._cms: bytes | None = None
-        self._unsigned: SignatureError | None = None
+        self._problem: tuple[SignatureStatus, str, str] | None = None
         self._digests: dict[str, bytes] = {}
         self._sha256: bytes | None = None
 
@@ -107,13 +108,14 @@ class SignedFile:
         return found
 
     def _split(self) -> AppendedSignature:
-        if self._unsigned is not None:
-            raise self._unsigned
+        if self._problem is not None:
+            raise SignatureError(*self._problem)
         if self._parts is None:
             try:
                 self._parts = split(self._whole())
             except SignatureError as error:
-                self._unsigned = error
+                # Not the error itself: with its traceback it would hold this file in a circle.
+                self._problem = (error.status, error.errno_name, error.detail)
                 raise
         return self._parts
 

@@ -57,14 +57,18 @@ class Keyring:
     """The trusted keys of a kernel: those of the given certificates that it can load.
 
     Args:
-        certificates: DER, one each.
+        certificates: DER, one each; the second of two alike is passed over.
         profile: of the kernel; what it cannot parse is left out, as it leaves it out.
     """
 
     def __init__(self, certificates: Iterable[bytes], profile: KernelProfile) -> None:
         self.profile = profile
         self._by_id: dict[bytes, list[Key]] = {}
+        seen: set[bytes] = set()
         for index, der in enumerate(certificates):
+            if der in seen:
+                continue
+            seen.add(der)
             try:
                 certificate = parse_certificate(der, profile)
             except Refusal:
