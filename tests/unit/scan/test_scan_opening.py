@@ -14,11 +14,11 @@ from tests.vectors.generate import append, signed_data
 
 from kmodgate.cli import terminal
 from kmodgate.model import EffectivePolicy, Mode, Policy
-from kmodgate.scan import opening
+from kmodgate.scan import opening, scanner
 from kmodgate.scan.kernels import KernelImage, read_image
 from kmodgate.scan.opening import Opened, Work, open_ahead
 from kmodgate.scan.plan import Plan, make_plan
-from kmodgate.scan.records import ScannedFile
+from kmodgate.scan.records import Report, ScannedFile
 from kmodgate.scan.root import Root
 from kmodgate.scan.session import Inputs, run
 from kmodgate.signature import LATEST
@@ -27,8 +27,11 @@ PROFILES = {OLD: LATEST, NEW: LATEST, None: LATEST}
 
 
 def fill(lab: Lab) -> Path:
-    for number in range(100):
-        lab.add(OLD, f"kernel/d{number % 3}/m{number}.ko", lab.keys[OLD] if number % 9 else None)
+    for number in range(9):
+        lab.add(OLD, f"kernel/d{number % 3}/m{number}.ko", lab.keys[OLD] if number else None)
+    for number in range(9, 100):
+        same = lab.modules(OLD) / f"kernel/d{number % 9 % 3}/m{number % 9}.ko"
+        (lab.modules(OLD) / f"kernel/d{number % 3}/m{number}.ko").write_bytes(same.read_bytes())
     broken = lab.add(NEW, "kernel/broken.ko.xz", lab.keys[NEW])
     broken.write_bytes(broken.read_bytes()[:50])
     return lab.root
@@ -113,33 +116,55 @@ class Images:
         return iter(self.images)
 
 
+def scan(root: Root, *, late: int, jobs: int) -> Report:
+    plan = make_plan(root, kernel="all", paths=(), running=None)
+    images = Images([read_image(root, release) for release in plan.releases], late=late)
+    inputs = Inputs(
+        policy=EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=False),
+        certificates=(),
+        revoked=(),
+        revoked_certificates=(),
+        kernel_keyrings=True,
+        require_validity=False,
+        max_size=1 << 20,
+        profile=None,
+        loaded=False,
+        jobs=jobs,
+        now=datetime.now(UTC),
+    )
+    progress = lambda total: terminal.progress("verifying", total)  # noqa: E731
+    return run(root, plan, images, None, inputs, progress)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_how_long_the_images_take_changes_no_verdict(lab: Lab, jobs: int) -> None:
     fill(lab)
-    reports = []
     with Root(lab.root) as root:
-        plan = make_plan(root, kernel="all", paths=(), running=None)
-        images = [read_image(root, release) for release in plan.releases]
-        for late in (0, 2, 1000):
-            slow = Images(images, late=late)
-            inputs = Inputs(
-                policy=EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=False),
-                certificates=(),
-                revoked=(),
-                revoked_certificates=(),
-                kernel_keyrings=True,
-                require_validity=False,
-                max_size=1 << 20,
-                profile=None,
-                loaded=False,
-                jobs=jobs,
-                now=datetime.now(UTC),
-            )
-            progress = lambda total: terminal.progress("verifying", total)  # noqa: E731
-            reports.append(run(root, plan, slow, None, inputs, progress))
+        reports = [scan(root, late=late, jobs=jobs) for late in (0, 2, 1000)]
     assert reports[0].counts() == {
         ("accepted", "trusted_signature"): 92,
         ("refused", "unsigned"): 12,
         ("unreadable", "unreadable"): 1,
     }
     assert reports[0] == reports[1] == reports[2]
+
+
+def test_the_size_of_a_batch_changes_no_verdict(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(lab)
+    with Root(lab.root) as root:
+        expected = scan(root, late=0, jobs=1)
+        for size in (1, 5000):
+            monkeypatch.setattr(scanner, "_BATCH", size)
+            assert scan(root, late=0, jobs=1) == expected
+
+
+def test_a_folder_that_went_away_is_told(lab: Lab) -> None:
+    folder = fill(lab) / "usr/lib/modules" / OLD / "kernel/d1"
+    with Root(lab.root) as root:
+        plan = make_plan(root, kernel="all", paths=(), running=None)
+        folder.rename(folder.with_name("moved"))
+        found = [one for chunk in plan.chunks for one in opening.open_files(root, chunk, 1 << 20)]
+    gone = [one for one in found if isinstance(one, ScannedFile) and "/d1/" in one.path]
+    assert len(found) == plan.files
+    assert len(gone) == 33
+    assert {(one.outcome, one.errno) for one in gone} == {("unreadable", "ENOENT")}
