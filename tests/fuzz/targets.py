@@ -36,7 +36,9 @@ from kmodgate.signature import (
     LATEST,
     PROFILES,
     Revocations,
+    SignedFile,
     TrustStore,
+    let_go,
     load_certificates,
     predict,
     report,
@@ -140,6 +142,9 @@ def check_trust(data: bytes) -> SignatureReport:
         expect((error.status, error.errno_name) == (found.status, found.errno), "verify and report agree")
     trusted = found.status is _TRUSTED
     expect(verified == trusted, "verify and report agree")
+    file = SignedFile(data)
+    if let_go(file, LATEST):
+        expect(report(file, anchors()) == found, "a file that let go of its payload is judged the same")
     if trusted:
         expect(bytes(split(data).payload) == signed_payload(), "only what was signed is trusted")
         expect(report(data, revoked()).status is not _TRUSTED, "a revoked signer is never trusted")

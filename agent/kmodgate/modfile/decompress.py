@@ -75,12 +75,17 @@ class _Output:
     __slots__ = ("_max_size", "data")
 
     def __init__(self, max_size: int) -> None:
-        self.data = bytearray()
+        self.data: bytes | bytearray = b""
         self._max_size = max_size
 
     def add(self, chunk: bytes) -> None:
         if len(self.data) + len(chunk) > self._max_size:
             raise _too_large(self._max_size)
+        if not self.data:
+            self.data = chunk  # as it is: most modules come out in one piece
+            return
+        if isinstance(self.data, bytes):
+            self.data = bytearray(self.data)
         self.data += chunk
 
 
@@ -98,7 +103,7 @@ def _check_end(kind: str, stream: _Ended, rest: Iterator[memoryview]) -> None:
         raise _second(kind)
 
 
-def _gunzip(data: BytesLike, max_size: int) -> bytearray:
+def _gunzip(data: BytesLike, max_size: int) -> BytesLike:
     if len(data) < _GZIP_HEADER:
         raise _error("gzip", "the stream is truncated")
     if data[2] != _GZIP_DEFLATE or data[3] & ~_GZIP_FNAME:
@@ -119,7 +124,7 @@ def _gunzip(data: BytesLike, max_size: int) -> bytearray:
     return out.data
 
 
-def _decode(kind: str, stream: _Decoder, data: BytesLike, max_size: int) -> bytearray:
+def _decode(kind: str, stream: _Decoder, data: BytesLike, max_size: int) -> BytesLike:
     out, pieces = _Output(max_size), _slices(data)
     for piece in pieces:
         out.add(stream.decompress(piece, _CHUNK))
@@ -131,7 +136,7 @@ def _decode(kind: str, stream: _Decoder, data: BytesLike, max_size: int) -> byte
     return out.data
 
 
-def _unxz(data: BytesLike, max_size: int) -> bytearray:
+def _unxz(data: BytesLike, max_size: int) -> BytesLike:
     stream = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY_LIMIT)
     try:
         return _decode("xz", stream, data, max_size)
@@ -142,7 +147,7 @@ def _unxz(data: BytesLike, max_size: int) -> bytearray:
 if sys.version_info >= (3, 14):
     from compression import zstd
 
-    def _unzstd(data: BytesLike, max_size: int) -> bytearray:
+    def _unzstd(data: BytesLike, max_size: int) -> BytesLike:
         stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG_MAX})
         try:
             return _decode("zstd", stream, data, max_size)
@@ -169,7 +174,7 @@ else:
                 raise _second("zstd") from error
             raise _error("zstd", f"the stream is damaged or needs too much memory ({error})") from error
 
-    def _unzstd_unsized(stream: zstandard.ZstdDecompressionObj, data: BytesLike, max_size: int) -> bytearray:
+    def _unzstd_unsized(stream: zstandard.ZstdDecompressionObj, data: BytesLike, max_size: int) -> BytesLike:
         out = _Output(max_size)
         view = memoryview(data)
         for start in range(0, len(view), _ZSTD_PIECE):

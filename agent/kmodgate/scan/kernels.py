@@ -48,11 +48,21 @@ def read_image(root: Root, release: str) -> KernelImage:
         return KernelImage(release, None, None, f"there is no {places[0]} below {root.path}")
     from kmodgate.modfile import embedded, kernelimage  # noqa: PLC0415  # imports decompressors
 
+    part: bytes | None = None
+
+    def enough(newest: bytes) -> bool:
+        nonlocal part
+        if not embedded.has_list(newest):
+            return False
+        part = newest
+        return True
+
     try:
         data, _ = root.read(path, MAX_IMAGE)
-        # Nothing behind the list is wanted: a third of Debian's kernels.
-        kernel = kernelimage.extract(data, enough=embedded.has_list)
-        found = embedded.certificates(kernel)
+        # Nothing behind the list is wanted, a third of Debian's kernels; and nothing before it,
+        # which was looked through on the way.
+        kernel = kernelimage.extract(data, enough=enough)
+        found = embedded.certificates(kernel if part is None else part)
     except KmodgateError as error:
         text = str(error)
         return KernelImage(release, path, None, text if text.startswith(path) else f"{path}: {text}")

@@ -32,17 +32,34 @@ class WorkerError(KmodgateError):
     """A worker process died."""
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Iterator[Result]:
-    """``work(item)`` for every item, in no order, by ``jobs`` processes.
-
-    The processes are started by the call and not by the first ``next``. With one job the
-    work is done here, when results are asked for.
+class Results(Iterator[Result]):
+    """What comes back from the workers, in no order.
 
     Raises:
         WorkerError: while iterating, when a process was killed.
     """
+
+    def __init__(self, results: Iterator[Result], futures: Sequence[Future[Result]] = ()) -> None:
+        self._results = results
+        self._futures = futures
+
+    def __next__(self) -> Result:
+        return next(self._results)
+
+    @property
+    def ready(self) -> bool:
+        """No other process is at work on any of them."""
+        return all(future.done() for future in self._futures)
+
+
+def spread(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> Results[Result]:
+    """``work(item)`` for every item, by ``jobs`` processes.
+
+    The processes are started by the call and not by the first ``next``. With one job the
+    work is done here, when results are asked for.
+    """
     if jobs == 1 or not items:
-        return map(work, items)
+        return Results(map(work, items))
     global _job  # noqa: PLW0603  # a fork hands over what lies in the module
     _job = (work, items)
     gc.freeze()  # the collector must not touch, and so copy, what is shared
@@ -50,7 +67,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], jobs: int) -> 
         min(jobs, len(items)), mp_context=multiprocessing.get_context("fork"), initializer=_settle_in
     )
     futures = [pool.submit(_do, index) for index in range(len(items))]
-    return _collect(pool, futures)
+    return Results(_collect(pool, futures), futures)
 
 
 def _collect(pool: ProcessPoolExecutor, futures: list[Future[Any]]) -> Iterator[Any]:

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from kmodgate.model import EffectivePolicy, Mode, Policy
 from kmodgate.signature import KernelProfile
@@ -15,10 +16,11 @@ from kmodgate.truststore import load_trust
 from .judge import KernelKeysAtHand
 from .kernels import KernelImage
 from .live import RunningKernel, node_notes, pair_loaded
+from .opening import open_ahead
 from .plan import Plan
 from .records import KernelTrust, Report
 from .root import Root
-from .scanner import Kernel, Progress, Terms, make_kernel, scan_files
+from .scanner import Kernel, Progress, Terms, make_kernel, profile_of, scan_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,21 @@ class Inputs:
     now: datetime
 
 
+class Images(Protocol):
+    """Kernel images that are being read elsewhere (``pool.Results``)."""
+
+    @property
+    def ready(self) -> bool:
+        """Nothing is gained by waiting."""
+
+    def __iter__(self) -> Iterator[KernelImage]:
+        """Wait for each."""
+
+
 def run(  # noqa: PLR0917  # a composition has many parts
     root: Root,
     plan: Plan,
-    images: Iterable[KernelImage],
+    images: Images,
     running: RunningKernel | None,
     inputs: Inputs,
     progress: Progress,
@@ -66,7 +79,7 @@ def run(  # noqa: PLR0917  # a composition has many parts
         root: where the plan's files are.
         plan: what to read.
         images: the image of each of the plan's releases, in any order; none when the
-            kernels' own certificates do not count.
+            kernels' own certificates do not count. Files are opened while they are awaited.
         running: the kernel that runs on this root, or None.
         inputs: what to judge by.
         progress: shows how far it is.
@@ -77,22 +90,24 @@ def run(  # noqa: PLR0917  # a composition has many parts
     """
     policy = replace(inputs.policy, policy=Policy.ENFORCE, mode=Mode.ENFORCE)
     trust, _ = load_trust(inputs.certificates, inputs.revoked, inputs.revoked_certificates)
+    releases = (*plan.releases, None)
+    profiles = {release: inputs.profile or profile_of(root, release) for release in releases}
+    work = open_ahead(root, plan.chunks, profiles, inputs.max_size, until=lambda: images.ready)
     kernels: dict[str | None, Kernel] = {}
     known: list[KernelTrust] = []
     found = {image.release: image for image in images}
-    for release in (*plan.releases, None):
+    for release in releases:
         image = found.get(release) if release is not None else None
         is_running = running is not None and release is not None and running.release == release
         keys = KernelKeysAtHand(
             inputs.kernel_keyrings, False, running.listed if running and is_running else None
         )
         kernels[release], left_out = make_kernel(
-            root,
             release,
             image,
             trust.anchors,
             trust.revocations,
-            profile=inputs.profile,
+            profile=profiles[release],
             keys=keys,
         )
         if release is not None:
@@ -105,7 +120,7 @@ def run(  # noqa: PLR0917  # a composition has many parts
         now=inputs.now,
         pinned_device=root.device if policy.pinned_root_exempt else None,
     )
-    files = scan_files(root, plan, terms, inputs.jobs, progress)
+    files = scan_files(root, plan, work, terms, jobs=inputs.jobs, progress=progress)
     loaded = None
     if inputs.loaded and running is not None:
         loaded, files = pair_loaded(root, running, files)

@@ -22,7 +22,6 @@ ENODATA, ENOPKG and ENOKEY become EKEYREJECTED, as under ``sig_enforce``.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,11 +37,11 @@ from .chain import check_chain
 from .cms import check_strict, overlooked
 from .kernel import Acceptance, Refusal, examine
 from .kernel.certificate import Certificate
-from .kernel.keys import digest_of
 from .kernel.message import Message, SignedInfo, parse_message
 from .names import hexadecimal, render
 from .profile import LATEST, KernelProfile
-from .trailer import AppendedSignature, BytesLike, split
+from .signedfile import SignedFile
+from .trailer import BytesLike
 from .trust import TrustAnchor, TrustStore, serial_of, signer_of
 
 _REJECTED = "EKEYREJECTED"
@@ -93,71 +92,46 @@ class _Trusted:
 class _Examination:
     """One file on its way through the steps; keeps what was learned for the report."""
 
-    __slots__ = ("_data", "_payload_sha256", "_profile", "_trust", "digests", "message", "parts")
+    __slots__ = ("_file", "_profile", "_trust", "message")
 
-    def __init__(self, data: BytesLike, trust: TrustStore, profile: KernelProfile) -> None:
-        self._data = data
+    def __init__(self, file: SignedFile, trust: TrustStore, profile: KernelProfile) -> None:
+        self._file = file
         self._trust = trust
         self._profile = profile
-        self._payload_sha256: hashlib._Hash | None = None
-        self.digests: dict[str, bytes] = {}
-        self.parts: AppendedSignature | None = None
         self.message: Message | None = None
 
     def run(self, now: datetime | None, *, require_validity: bool) -> VerifiedSignature:
         """Steps 1 to 8."""
         revocations = self._trust.revocations
         # 1. The whole file.
-        if revocations.files and hashlib.sha256(self._data).digest() in revocations.files:
+        if revocations.files and self._file.sha256() in revocations.files:
             raise _revoked("the SHA-256 of the file is revoked")
         # 2. Payload, message, trailer.
-        parts = self.parts = split(self._data)
+        cms = self._file.cms()
         # 3. The payload alone, so that another signature does not bring it back.
-        if revocations.files and self._digest("sha256") in revocations.files:
+        if revocations.files and self._file.digest("sha256") in revocations.files:
             raise _revoked("the SHA-256 of the payload is revoked")
         try:
             # 4. Structure and algorithms.
-            message = self.message = parse_message(parts.cms, self._profile)
+            message = self.message = parse_message(cms, self._profile)
             # 5. Revoked signers.
             if revocations:
                 self._refuse_revoked(message)
             # 6. The kernel's answer.
             keyring = self._trust.keyring(self._profile)
-            accepted = examine(message, parts.payload, keyring, self._digest)
+            accepted = examine(message, self._file.payload, keyring, self._file.digest)
         except Refusal as refusal:
             raise self._as_error(refusal) from refusal
         # 7. More than the kernel asks.
-        trusted = self._check_strict(parts, accepted)
+        trusted = self._check_strict(cms, accepted)
         # 8. Validity.
         return _choose_valid(trusted, now, require_validity=require_validity)
-
-    def file_sha256(self) -> str:
-        """Hex SHA-256 of the whole file, in one pass with the payload's where possible."""
-        if self._payload_sha256 is None or self.parts is None:
-            return hashlib.sha256(self._data).hexdigest()
-        whole = self._payload_sha256.copy()
-        whole.update(self.parts.tail)
-        return whole.hexdigest()
 
     def look_at_signer(self) -> None:
         """Parse a message that nobody asked for, because the verdict was clear without it."""
         if self.message is None:
             with suppress(SignatureError, Refusal):
-                self.parts = self.parts or split(self._data)
-                self.message = parse_message(self.parts.cms, self._profile)
-
-    def _digest(self, name: str) -> bytes:
-        """The payload's digest, by the kernel's name."""
-        digest = self.digests.get(name)
-        if digest is None:
-            assert self.parts is not None  # noqa: S101  # step 2 comes first
-            if name == "sha256":
-                self._payload_sha256 = hashlib.sha256(self.parts.payload)
-                digest = self._payload_sha256.digest()
-            else:
-                digest = digest_of(name, self.parts.payload)
-            self.digests[name] = digest
-        return digest
+                self.message = parse_message(self._file.cms(), self._profile)
 
     def _refuse_revoked(self, message: Message) -> None:
         trust = self._trust
@@ -170,8 +144,8 @@ class _Examination:
             if any(identity is not None and trust.is_revoked(identity) for identity in certificate.authority):
                 raise _revoked("the issuer of a certificate inside the signature is revoked")
 
-    def _check_strict(self, parts: AppendedSignature, accepted: Sequence[Acceptance]) -> list[_Trusted]:
-        check_strict(parts.cms)
+    def _check_strict(self, cms: bytes, accepted: Sequence[Acceptance]) -> list[_Trusted]:
+        check_strict(cms)
         self._check_certificates()
         trusted = []
         for acceptance in accepted:
@@ -311,6 +285,32 @@ def _verified(trusted: _Trusted, note: str) -> VerifiedSignature:
     )
 
 
+def let_go(file: SignedFile, profile: KernelProfile) -> bool:
+    """Have a file forget its payload, if verification can do without; its verdict stays the same.
+
+    Args:
+        file: to be verified later, with whatever anchors and revocations.
+        profile: the one it will be verified with.
+
+    Returns:
+        False when the payload itself is needed and kept: for ML-DSA, and for digests that
+        cannot be computed here.
+    """
+    digests = {"sha256"}  # revocations are by that
+    try:
+        for info in parse_message(file.cms(), profile).signers:
+            if info.signature.takes_data:
+                return False
+            digests.add(info.digest_name)
+    except (SignatureError, Refusal):
+        pass  # refused by the same when it is verified, before any other digest
+    try:
+        file.let_go(digests)
+    except Refusal:
+        return False
+    return True
+
+
 def verify(
     data: BytesLike,
     trust: TrustStore,
@@ -331,11 +331,11 @@ def verify(
     Raises:
         SignatureError: with status, the kernel's errno under ``sig_enforce``, and detail.
     """
-    return _Examination(data, trust, profile).run(now, require_validity=require_validity)
+    return _Examination(SignedFile(data), trust, profile).run(now, require_validity=require_validity)
 
 
 def report(
-    data: BytesLike,
+    data: BytesLike | SignedFile,
     trust: TrustStore,
     *,
     module: ModuleInfo | None = None,
@@ -347,7 +347,7 @@ def report(
     """Verify like ``verify``, and say everything there is to say instead of raising.
 
     Args:
-        data: as for ``verify``.
+        data: as for ``verify``, or a file that was opened before.
         trust: as for ``verify``.
         module: the module's own strings, put into the report as they are.
         note: a sentence about the file that is added to ``detail``.
@@ -355,7 +355,8 @@ def report(
         require_validity: as for ``verify``.
         profile: as for ``verify``.
     """
-    examination = _Examination(data, trust, profile)
+    file = data if isinstance(data, SignedFile) else SignedFile(data)
+    examination = _Examination(file, trust, profile)
     suffix = f"; {note}" if note else ""
     try:
         verified = examination.run(now, require_validity=require_validity)
@@ -369,7 +370,7 @@ def report(
             signer=examination.signer(),
             hash_algorithm=hash_algorithm,
             signature_algorithm=signature_algorithm,
-            sha256=examination.file_sha256(),
+            sha256=file.sha256().hex(),
             module=module,
             detail=error.detail + suffix,
         )
@@ -380,7 +381,7 @@ def report(
         signer=verified.signer,
         hash_algorithm=verified.hash_algorithm,
         signature_algorithm=verified.signature_algorithm,
-        sha256=examination.file_sha256(),
+        sha256=file.sha256().hex(),
         module=module,
         detail=verified.detail + suffix,
     )

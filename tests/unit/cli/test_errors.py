@@ -504,3 +504,18 @@ def test_ctrl_c_is_130(lab: Path) -> None:
     code, err = _interrupted(lab, arguments, at_work)
     assert code == 130
     assert err.strip() == ""
+
+
+def test_too_little_memory_is_three(
+    lab: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("kmodgate.cli.verify.inspect", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(lab / "good.ko")])
+    assert ended.value.code == 3
+    assert capsys.readouterr().err == (
+        "kmodgate: error: out of memory; give it more, or fewer and smaller files\n"
+    )

@@ -89,3 +89,10 @@ def test_every_option_is_explained(path: tuple[str, ...]) -> None:
     for parameter in ALL[path].params:
         if isinstance(parameter, click.Option) and parameter.name != "output":
             assert parameter.help, f"{' '.join(path)} {parameter.opts[0]}"
+
+
+def test_no_page_says_that_a_command_is_missing_when_it_is_there() -> None:
+    text = " ".join((PAGE.parent / "architecture.md").read_text(encoding="utf-8").split())
+    missing = re.search(r"## Not in this version .*?\bthe commands ((?:`\w+`(?:, | and )?)+)", text)
+    named = set(re.findall(r"`(\w+)`", missing[1])) if missing else set()
+    assert not named & set(COMMANDS)

@@ -144,3 +144,11 @@ def test_many_small_blocks_and_false_magics_take_no_time() -> None:
     with pytest.raises(ImageError):
         extract(b"\xfe" + b"\x1f\x8b\x08" * (4 << 20))
     assert time.perf_counter() - start < 2
+
+
+def test_without_the_lz4_package_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = b"\x7fELF" + bytes(1000)
+    image = bzimage(lz4_legacy(kernel), len(kernel))
+    monkeypatch.setitem(sys.modules, "lz4", None)
+    with pytest.raises(ImageError, match=r"pip install 'kmodgate\[lz4\]'"):
+        extract(image)

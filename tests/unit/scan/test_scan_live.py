@@ -23,6 +23,7 @@ from kmodgate.scan.formats import write_csv, write_json
 from kmodgate.scan.kernels import read_image
 from kmodgate.scan.live import RunningKernel, find_running
 from kmodgate.scan.plan import make_plan
+from kmodgate.scan.pool import Results
 from kmodgate.scan.records import LoadedNow, Report
 from kmodgate.scan.root import Root
 from kmodgate.scan.session import Inputs, run
@@ -69,7 +70,7 @@ def scan(lab: Lab, world: Path, *, listed: list[KeyringCertificate] | None = Non
     running = RunningKernel(NodePaths(world / "proc", world / "sys", world / "boot"), OLD, listed)
     with Root(lab.root) as root:
         plan = make_plan(root, kernel="all", paths=(), running=OLD)
-        images = [read_image(root, release) for release in plan.releases]
+        images = Results(read_image(root, release) for release in plan.releases)
         progress = lambda total: terminal.progress("verifying", total)  # noqa: E731
         return run(root, plan, images, running, replace(inputs, **changes), progress)
 

@@ -57,14 +57,18 @@ class Keyring:
     """The trusted keys of a kernel: those of the given certificates that it can load.
 
     Args:
-        certificates: DER, one each.
+        certificates: DER, one each; the second of two alike is passed over.
         profile: of the kernel; what it cannot parse is left out, as it leaves it out.
     """
 
     def __init__(self, certificates: Iterable[bytes], profile: KernelProfile) -> None:
         self.profile = profile
         self._by_id: dict[bytes, list[Key]] = {}
+        seen: set[bytes] = set()
         for index, der in enumerate(certificates):
+            if der in seen:
+                continue
+            seen.add(der)
             try:
                 certificate = parse_certificate(der, profile)
             except Refusal:
@@ -99,7 +103,7 @@ class _Verification:
     """One message on its way through steps 3 and 4."""
 
     message: Message
-    payload: BytesLike
+    payload: Callable[[], BytesLike]
     keyring: Keyring
     digest: DigestOf
     seen: set[int] = field(default_factory=set)
@@ -145,13 +149,13 @@ class _Verification:
         """``pkcs7_digest()``."""
         signature, profile = info.signature, self.keyring.profile
         if info.attributes is None and signature.takes_data:
-            signature.message = self.payload
+            signature.message = self.payload()
             return
         if signature.digest not in profile.digests:
             raise Refusal("ENOPKG", f"digest {signature.digest} is not built into the kernel")
         if info.attributes is None:
             # Computed when a key asks for it: some digests the kernel has cannot be computed here.
-            signature.message, signature.digest_source = self.payload, self.digest
+            signature.digest_source = self.digest
             return
         value = self.digest(signature.digest)
         if info.message_digest is None:
@@ -287,15 +291,15 @@ def check_usage(message: Message) -> None:
 
 
 def examine(
-    message: Message, payload: BytesLike, keyring: Keyring, digest: DigestOf | None = None
+    message: Message, payload: Callable[[], BytesLike], keyring: Keyring, digest: DigestOf
 ) -> tuple[Acceptance, ...]:
     """``verify_pkcs7_message_sig()`` for a module.
 
     Args:
         message: from ``parse_message`` with the keyring's profile; used once.
-        payload: what the signature covers.
+        payload: gives what the signature covers; asked only where that is signed itself.
         keyring: the trusted keys.
-        digest: gives the payload's digest by the kernel's name; None computes it.
+        digest: gives the payload's digest by the kernel's name.
 
     Returns:
         Every SignerInfo that leads to the keyring; at least one.
@@ -304,11 +308,6 @@ def examine(
         Refusal: with the kernel's errno.
     """
     check_usage(message)
-    if digest is None:
-
-        def digest(name: str) -> bytes:
-            return digest_of(name, payload)
-
     return _Verification(message, payload, keyring, digest).run()
 
 
@@ -347,7 +346,12 @@ def predict(
         return "EKEYREJECTED"
     try:
         parts = split(data)
-        examine(parse_message(parts.cms, profile), parts.payload, trust.keyring(profile))
+        examine(
+            parse_message(parts.cms, profile),
+            lambda: parts.payload,
+            trust.keyring(profile),
+            lambda name: digest_of(name, parts.payload),
+        )
     except SignatureError as error:
         return error.errno_name
     except Refusal as refusal:
