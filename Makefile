@@ -18,6 +18,7 @@ BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra 
 	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
 BPF_HEADERS := $(wildcard bpf/*.h)
 BPF_OBJECT := agent/kmodgate/hooks/kmodgate.bpf.o
+GUARD_OBJECT := agent/kmodgate/hooks/guard.bpf.o
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
 FUZZ_TEST_RUNS ?= 10000
@@ -56,20 +57,24 @@ $(BPF_OBJECT): bpf/kmodgate.bpf.c $(BPF_HEADERS) | need-clang
 	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.new
 	mv $@.new $@
 
+$(GUARD_OBJECT): bpf/guard.bpf.c $(BPF_HEADERS) | need-clang
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.new
+	mv $@.new $@
+
 $(BPF_TEST_OBJECT): tests/bpf/test.bpf.c $(BPF_HEADERS) | need-clang
 	@mkdir -p $(@D)
 	$(CLANG) $(BPF_CFLAGS) -Ibpf -c $< -o $@.new
 	mv $@.new $@
 
 .PHONY: bpf
-bpf: $(BPF_OBJECT) ## Compile the BPF programs
+bpf: $(BPF_OBJECT) $(GUARD_OBJECT) ## Compile the BPF programs
 
 .PHONY: vm
 vm: $(STAMP) ## Build the virtual machine's kernel, disk and test modules (root)
 	$(VM) build --kernel $(KERNEL)
 
 .PHONY: demo
-demo: setup vm $(BPF_OBJECT) ## The main job in a VM: trusted modules load, others are refused, and why
+demo: setup vm $(BPF_OBJECT) $(GUARD_OBJECT) ## The main job in a VM: trusted modules load, others are refused, and why
 	$(BIN)/python vm-images/demo --kernel $(KERNEL)
 
 .PHONY: setup
@@ -95,7 +100,7 @@ format: $(STAMP) ## Format the sources
 	clang-format -i bpf/*.h bpf/*.c tests/bpf/*.c
 
 .PHONY: test-fast
-test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
+test-fast: $(STAMP) $(BPF_OBJECT) $(GUARD_OBJECT) ## The tests that take seconds and need no root
 	$(BIN)/pytest -q -m 'not modules' tests/unit
 
 .PHONY: test-fuzz
@@ -115,11 +120,11 @@ test-modules: $(STAMP) vm ## Verify every module of Debian's kernel package, and
 		$(BIN)/pytest -q -m modules tests/unit
 
 .PHONY: test-bpf
-test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)
+test-bpf: $(STAMP) $(BPF_OBJECT) $(GUARD_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)
 	$(BIN)/pytest -q -m bpf tests/bpf
 
 .PHONY: test-vm
-test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on a real kernel in QEMU (root)
+test-vm: $(STAMP) $(BPF_OBJECT) $(GUARD_OBJECT) ## The tests on a real kernel in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
@@ -134,7 +139,7 @@ bench: $(STAMP) vm ## Benchmarks, as ratios against a baseline in the same run
 		$(VM) path kernel --kernel $$suite; echo $$($(VM) path certs --kernel $$suite)/kernel.pem; done)
 
 .PHONY: wheel
-wheel: $(STAMP) $(BPF_OBJECT) ## Build the wheel, BPF object included
+wheel: $(STAMP) $(BPF_OBJECT) $(GUARD_OBJECT) ## Build the wheel, BPF object included
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 .PHONY: test-mldsa
@@ -154,4 +159,4 @@ docs: $(STAMP) ## Write the generated documentation anew
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)
-	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT).new .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(BPF_OBJECT) $(BPF_OBJECT).new $(GUARD_OBJECT) $(GUARD_OBJECT).new .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,6 +27,7 @@ from typing import IO, Any, Final
 from .answers import Answerer, Asked, Trust
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
+from .hardening import PINS, Hardening
 from .hooks.bpf import BpfBackend
 from .model import Api, Backend, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
@@ -39,6 +40,7 @@ from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
 from .telemetry.metrics import LoadedSignature
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,8 @@ class Agent:
                 )
                 server.start()
                 stack.callback(server.stop)
+            self._hardening = Hardening(self._metrics, paths=self._paths)
+            stack.callback(self._hardening.stop, keep=True)
             backend = stack.enter_context(self._backend())
             # The server outlives the counters by a moment, however this ends.
             stack.callback(self._metrics.attach, None)
@@ -135,6 +139,8 @@ class Agent:
     def _backend(self) -> BpfBackend:
         if os.geteuid() != 0:
             raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
+        if self._settings.config.hardened:
+            self._hardening.register()
         backend = BpfBackend()
         backend.load()
         return backend
@@ -181,6 +187,16 @@ class Agent:
             self._probe(backend)
         if self._not_ready is not None:
             raise HookError(self._not_ready)
+        hardened = config.hardened
+        if hardened:
+            with self._timed("hardening"):
+                self._hardening.start(backend.program_fds(), facts, config.hardened_token)
+        self._watchdog = Watchdog(
+            self._metrics.count_off_switch,
+            pins=PINS if hardened else None,
+            repin=self._hardening.pin_missing,
+            paths=self._paths,
+        )
         self._count_modules()
 
     def _configure(self, backend: BpfBackend) -> None:
@@ -241,7 +257,8 @@ class Agent:
         self, backend: BpfBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
     ) -> None:
         with selectors.DefaultSelector() as selector:
-            for source in (backend.question_ring, backend.event_ring, watcher, signals):
+            sources: list[Any] = [backend.question_ring, backend.event_ring, watcher, signals]
+            for source in (*sources, *self._hardening.sources):
                 selector.register(source, selectors.EVENT_READ, source)
             tick = time.monotonic()
             while not self._stopping:
@@ -258,6 +275,8 @@ class Agent:
                             self._ask(backend)
                         elif key.data is backend.event_ring:
                             self._tell(backend, event_log)
+                        elif key.data in self._hardening.sources:
+                            key.data.receive()
                         elif key.data is watcher:
                             if watcher.drain():
                                 self._reload.notice(time.monotonic())
@@ -273,6 +292,9 @@ class Agent:
         self._heartbeat.beat()
         with _survive():
             self._probe(backend)
+            # After the probe: what it says is what was in force until now.
+            self._watchdog.look(enforce=self._settings.policy.mode is Mode.ENFORCE)
+            self._hardening.look()
             self._answerer.relieve()
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
@@ -377,6 +399,11 @@ class Agent:
     def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
         if new.config.listen != old.config.listen:
             log.warning("listen address changed: it takes effect at the next start")
+        if (new.config.hardened, new.config.hardened_token) != (
+            old.config.hardened,
+            old.config.hardened_token,
+        ):
+            log.warning("hardened or hardenedToken changed: it takes effect at the next start")
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)
@@ -390,6 +417,7 @@ class Agent:
     def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
         self._not_ready = "shutting down"
         backend.stop_heartbeat()
+        self._hardening.stop(keep=False)
         backend.detach()
         self._status.set_enforcing(enforcing=False)
         for record in backend.drain():

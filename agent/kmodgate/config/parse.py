@@ -99,6 +99,8 @@ class _Builder:
             listen=_or(ours.listen, base.listen),
             log_level=_or(level, base.log_level),
             backend=_or(ours.backend, base.backend),
+            hardened=_or(ours.hardened, base.hardened),
+            hardened_token=_or(ours.hardened_token, base.hardened_token),
             node_pools=self.pools(ours.node_pools or []),
             source=self.source,
             origins=MappingProxyType(self.origins),

@@ -135,6 +135,8 @@ class Kmodgate(Overridable):
     listen = Key("listen", scalars.listen)
     logging = section("logging", Logging)
     backend = Key("backend", word(BackendChoice))
+    hardened = Key("hardened", flag)
+    hardened_token = Key("hardenedToken", scalars.sha256)
     node_pools = sections("nodePools", Pool, MAX_POOLS)
 
 

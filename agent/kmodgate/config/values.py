@@ -178,6 +178,8 @@ class NodeConfig:
         cgroup_mode: the cgroup mode that the node pool is configured for.
         hold_timeout_ns: longest time that a load waits for the agent.
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
+        hardened: deny the off switches to everybody but the agent.
+        hardened_token: SHA-256 of the one-time token that lifts this, or None.
         node_pools: overrides by node label; the first match counts.
         pool: name of the node pool already applied by ``resolve``, or None.
         source: name of the file.
@@ -198,6 +200,8 @@ class NodeConfig:
     listen: ListenAddress = ListenAddress()
     log_level: LogLevel = LogLevel.INFO
     backend: BackendChoice = BackendChoice.AUTO
+    hardened: bool = False
+    hardened_token: bytes | None = None
     node_pools: tuple[NodePool, ...] = ()
     pool: str | None = None
     source: str = field(default="", compare=False)

@@ -372,6 +372,10 @@ class BpfBackend:
         """Loads that failed on their own before a decision was due."""
         return self.stat(abi.Stat.UNDECIDED)
 
+    def program_fds(self) -> list[int]:
+        """Descriptors of all programs, for whoever protects them."""
+        return [program.fd for program in self._object.programs.values()]
+
     def misses(self) -> int:
         """How often the kernel's recursion guard skipped one of the programs."""
         return sum(program.recursion_misses() for program in self._object.programs.values())
