@@ -27,12 +27,12 @@ from typing import IO, Any, Final
 from .answers import Answerer, Asked, Trust
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError, NodeError
-from .hardening import PINS, Hardening
 from .hooks.bpf import BpfBackend
 from .model import Api, Backend, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts, read_modules, read_strictness
 from .observe import Observer
 from .policy import compile_table
+from .safeguard.hardening import Hardening
 from .selfprobe import probe_problem
 from .settings import Settings, files_named, read_settings
 from .telemetry.collector import AgentMetrics
@@ -40,7 +40,6 @@ from .telemetry.events import EventLog
 from .telemetry.http import TelemetryServer
 from .telemetry.metrics import LoadedSignature
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
-from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +138,7 @@ class Agent:
     def _backend(self) -> BpfBackend:
         if os.geteuid() != 0:
             raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
-        if self._settings.config.hardened:
-            self._hardening.register()
+        self._hardening.register()
         backend = BpfBackend()
         backend.load()
         return backend
@@ -187,16 +185,8 @@ class Agent:
             self._probe(backend)
         if self._not_ready is not None:
             raise HookError(self._not_ready)
-        hardened = config.hardened
-        if hardened:
-            with self._timed("hardening"):
-                self._hardening.start(backend.program_fds(), facts, config.hardened_token)
-        self._watchdog = Watchdog(
-            self._metrics.count_off_switch,
-            pins=PINS if hardened else None,
-            repin=self._hardening.pin_missing,
-            paths=self._paths,
-        )
+        with self._timed("hardening"):
+            self._hardening.start(config, facts, backend.program_fds())
         self._count_modules()
 
     def _configure(self, backend: BpfBackend) -> None:
@@ -258,7 +248,7 @@ class Agent:
     ) -> None:
         with selectors.DefaultSelector() as selector:
             sources: list[Any] = [backend.question_ring, backend.event_ring, watcher, signals]
-            for source in (*sources, *self._hardening.sources):
+            for source in [*sources, *self._hardening.sources]:
                 selector.register(source, selectors.EVENT_READ, source)
             tick = time.monotonic()
             while not self._stopping:
@@ -293,8 +283,7 @@ class Agent:
         with _survive():
             self._probe(backend)
             # After the probe: what it says is what was in force until now.
-            self._watchdog.look(enforce=self._settings.policy.mode is Mode.ENFORCE)
-            self._hardening.look()
+            self._hardening.look(enforce=self._settings.policy.mode is Mode.ENFORCE)
             self._answerer.relieve()
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
@@ -399,11 +388,7 @@ class Agent:
     def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
         if new.config.listen != old.config.listen:
             log.warning("listen address changed: it takes effect at the next start")
-        if (new.config.hardened, new.config.hardened_token) != (
-            old.config.hardened,
-            old.config.hardened_token,
-        ):
-            log.warning("hardened or hardenedToken changed: it takes effect at the next start")
+        self._hardening.reconfigured(new.config)
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)

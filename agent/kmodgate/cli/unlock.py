@@ -12,7 +12,7 @@ import click
 from kmodgate.cli.options import examples
 from kmodgate.cli.stderr import complain
 from kmodgate.errors import InputError
-from kmodgate.unlock import DEFAULT_SECONDS, MAX_SECONDS, MAX_TOKEN, SOCKET, Answer, Request, ask
+from kmodgate.safeguard.unlock import DEFAULT_SECONDS, MAX_SECONDS, MAX_TOKEN, SOCKET, Answer, Request, ask
 
 _REFUSED: Final = {
     Answer.WRONG: "this is not the token whose SHA-256 the agent's config has",

@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from .errors import HookError
+from kmodgate.errors import HookError
 
 SOCKET: Final = Path("/run/kmodgate/unlock.sock")
 MAX_TOKEN: Final = 1024  # bytes

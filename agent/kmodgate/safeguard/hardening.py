@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``hardened: true``: the guard's life inside the agent, and what is told of it.
+"""The off switches in the agent's life: the watchdog, and with ``hardened: true`` the guard.
 
 The programs are in ``bpf/guard.bpf.c``, their loading in ``hooks/guard.py``. Whether the node is
 hardened is settled at the start of the agent: an edit of a file alone must lift nothing.
@@ -13,13 +13,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from .errors import HookError
-from .hooks.guard import Guard
-from .hooks.guardabi import Switch
-from .node import NodeFacts, NodePaths
-from .telemetry.collector import AgentMetrics
-from .telemetry.metrics import GuardedSwitch
+from kmodgate.config import NodeConfig
+from kmodgate.errors import HookError
+from kmodgate.hooks.guard import Guard
+from kmodgate.hooks.guardabi import Switch
+from kmodgate.node import NodeFacts, NodePaths
+from kmodgate.telemetry.collector import AgentMetrics
+from kmodgate.telemetry.metrics import GuardedSwitch
+
 from .unlock import SOCKET, Answer, Request, TokenGate, UnlockSocket
+from .watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ _SWITCHES: Final = {
 
 
 class Hardening:
-    """The guard of one agent.
+    """Watchdog and guard of one agent.
 
     Args:
         metrics: is told what was denied, and whether the node is hardened.
@@ -53,45 +56,65 @@ class Hardening:
         unlock: Path = SOCKET,
     ) -> None:
         self._metrics = metrics
+        self._directory = directory
+        self._paths = paths
         self._guard = Guard(directory, paths)
         self._unlock_path = unlock
         self._socket: UnlockSocket | None = None
         self._denied: dict[Switch, int] = {}
         self._own: dict[Switch, int] = {}
         self._was_lifted = False
+        self._former = False
         self._attached = False
 
     def register(self) -> None:
         """Before anything that an earlier agent's guard protects is touched. Raises HookError."""
-        if self._guard.register_with_former():
+        self._former = self._guard.register_with_former()
+        if self._former:
             log.info("registered with the guard that an earlier agent left")
 
-    def start(self, programs: Iterable[int], facts: NodeFacts, token: bytes | None) -> None:
-        """Attach the guard and see that it denies.
+    def start(self, config: NodeConfig, facts: NodeFacts, programs: Iterable[int]) -> None:
+        """Begin to watch, and harden the node if the config says so.
 
         Args:
-            programs: descriptors of the programs to protect.
+            config: what it says of hardening holds until the agent ends.
             facts: of this node.
-            token: SHA-256 of the one-time token; None for none.
+            programs: descriptors of the programs to protect.
 
         Raises:
             HookError: this node cannot be hardened.
         """
-        if "bpf" not in (facts.lsms or ()):
-            raise HookError(
-                "hardened: BPF programs are no security module here; put bpf into lsm= on the kernel "
-                "command line"
-            )
+        self._config = config
+        if config.hardened:
+            if "bpf" not in (facts.lsms or ()):
+                raise HookError(
+                    "hardened: BPF programs are no security module here; put bpf into lsm= on the kernel "
+                    "command line"
+                )
+            self._harden(programs, config.hardened_token)
+        elif self._former:
+            self._guard.remove_former()
+            log.warning("an earlier agent was hardened and this one is not: the guard is gone")
+        self._watchdog = Watchdog(
+            self._metrics.count_off_switch,
+            pins=self._directory if self._attached else None,
+            repin=self._pin_missing,
+            paths=self._paths,
+        )
+
+    def _harden(self, programs: Iterable[int], token: bytes | None) -> None:
         start = time.perf_counter()
         self._guard.attach(programs)
+        try:
+            self._try_it()
+            self._own = {switch: denial.count for switch, denial in self._guard.denied().items()}
+            self._denied = dict(self._own)
+            self._gate = TokenGate(token, self._guard.used_token)
+            self._socket = UnlockSocket(self._judge, self._unlock_path)
+        except HookError:
+            self._guard.remove()
+            raise
         self._attached = True
-        let_in = self._guard.denies_others()
-        if let_in is not None:
-            raise HookError(f"hardened: the guard is attached, but let another process do this: {let_in}")
-        self._own = {switch: denial.count for switch, denial in self._guard.denied().items()}
-        self._denied = dict(self._own)
-        self._gate = TokenGate(token, self._guard.used_token)
-        self._socket = UnlockSocket(self._judge, self._unlock_path)
         self._metrics.attach_guard(self.counts)
         self._metrics.set_hardened(hardened=True)
         log.info(
@@ -100,17 +123,33 @@ class Hardening:
             "" if token else "; no hardenedToken is configured, so nothing lifts this while it runs",
         )
 
+    def _try_it(self) -> None:
+        """Hardening is claimed because it was just seen to work."""
+        let_in = self._guard.denies_others()
+        if let_in is not None:
+            raise HookError(f"hardened: the guard is attached, but another process could do this: {let_in}")
+
+    def reconfigured(self, config: NodeConfig) -> None:
+        """A new config is in force; hardening stays as it was at the start."""
+        ours = (self._config.hardened, self._config.hardened_token)
+        if (config.hardened, config.hardened_token) != ours:
+            log.warning("hardened or hardenedToken changed: it takes effect at the next start")
+
     @property
     def sources(self) -> tuple[UnlockSocket, ...]:
         """What the agent's loop waits for; ``receive`` is to be called then."""
         return () if self._socket is None else (self._socket,)
 
-    def pin_missing(self) -> list[str]:
-        """Pin anew what somebody has unpinned; the names."""
+    def _pin_missing(self) -> list[str]:
         return self._guard.pin_missing() if self._attached else []
 
-    def look(self) -> None:
-        """Tell what was denied since the last look."""
+    def look(self, *, enforce: bool) -> None:
+        """Look at the off switches, and tell what was denied since the last look. Once a second.
+
+        Args:
+            enforce: the policy in force denies loads.
+        """
+        self._watchdog.look(enforce=enforce)
         if not self._attached:
             return
         for switch, denial in self._guard.denied().items():

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from .errors import HookError
-from .node import NodePaths
-from .telemetry.metrics import OffSwitch
+from kmodgate.errors import HookError
+from kmodgate.node import NodePaths
+from kmodgate.telemetry.metrics import OffSwitch
 
 log = logging.getLogger(__name__)
 
