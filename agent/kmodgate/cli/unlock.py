@@ -12,6 +12,7 @@ import click
 from kmodgate.cli.options import examples
 from kmodgate.cli.stderr import complain
 from kmodgate.errors import InputError
+from kmodgate.fsutil import read_regular_file
 from kmodgate.safeguard.unlock import DEFAULT_SECONDS, MAX_SECONDS, MAX_TOKEN, SOCKET, Answer, Request, ask
 
 _REFUSED: Final = {
@@ -75,15 +76,10 @@ def command(token_file: Path, seconds: int, path: Path) -> int:
 
 def _token(path: Path) -> bytes:
     """The token. Raises InputError."""
-    name = "standard input" if str(path) == "-" else str(path)
-    try:
-        if str(path) == "-":
-            data = sys.stdin.buffer.read(MAX_TOKEN + 1)
-        else:
-            with path.open("rb") as file:
-                data = file.read(MAX_TOKEN + 1)
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}") from error
+    if str(path) == "-":
+        name, data = "standard input", sys.stdin.buffer.read(MAX_TOKEN + 1)
+    else:
+        name, data = str(path), read_regular_file(path, MAX_TOKEN)
     token = data.strip()
     if not token or len(data) > MAX_TOKEN:
         raise InputError(f"{name}: holds no token of 1 to {MAX_TOKEN} bytes")
