@@ -181,12 +181,12 @@ class Agent:
         backend.heartbeat()
         backend.attach()
         self._timings |= backend.timings
+        with self._timed("hardening"):
+            self._hardening.start(config, facts, backend.program_fds())
         with self._timed("probe"):
             self._probe(backend)
         if self._not_ready is not None:
             raise HookError(self._not_ready)
-        with self._timed("hardening"):
-            self._hardening.start(config, facts, backend.program_fds())
         self._count_modules()
 
     def _configure(self, backend: BpfBackend) -> None:
