@@ -19,7 +19,6 @@ import ctypes
 import errno
 import mmap
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -169,9 +168,9 @@ class Guard:
                 self._pin_directory()
                 self._protect(programs)
                 self._attach_all(cgroup)
-                for number in former:
-                    shutil.rmtree(self._home / str(number))
                 self._detach_sysctl(cgroup, keep=self._program_id(_SYSCTL))
+                for number in former:
+                    self._unpin(number)
         except OSError as error:
             self.remove()
             raise HookError(f"{error.filename or self._home}: {error.strerror}") from error
@@ -303,7 +302,9 @@ class Guard:
         """Pin what is not pinned, and name it: at the start all, later what somebody has removed."""
         assert self._object is not None  # noqa: S101  # attach loads first
         home = self._home / str(self._number)
-        wanted = [*self._links, REGISTER, CONTROL]
+        # The way in for the next agent comes first, and goes last: whenever this process is
+        # killed, no guard stays in force with which nobody can register.
+        wanted = [REGISTER, CONTROL, *self._links]
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             present = {path.name for path in home.iterdir()}
@@ -376,8 +377,7 @@ class Guard:
             with self._root_cgroup() as cgroup:
                 self._detach_sysctl(cgroup, keep=None)
             self._sysctl = False
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._home / str(self._number))
+        self._unpin(self._number)
         with contextlib.suppress(OSError):
             self._home.rmdir()
         self.close()
@@ -388,10 +388,23 @@ class Guard:
         with self._root_cgroup() as cgroup:
             self._detach_sysctl(cgroup, keep=None)
         for number in numbers:
-            shutil.rmtree(self._home / str(number))
+            self._unpin(number)
         with contextlib.suppress(OSError):
             self._home.rmdir()
         return len(numbers)
+
+    def _unpin(self, number: int) -> None:
+        """Take one guard's pins away, ``register`` last; one that has none is no error."""
+        home = self._home / str(number)
+        try:
+            names = sorted((path.name for path in home.iterdir()), key=lambda name: name == REGISTER)
+            for name in names:
+                (home / name).unlink()
+            home.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise HookError(f"{error.filename or home}: {error.strerror}") from error
 
     def _detach_sysctl(self, cgroup: int, keep: int | None) -> None:
         """Detach the guards' programs from the root cgroup, those of earlier agents too."""

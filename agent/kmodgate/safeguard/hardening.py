@@ -66,6 +66,7 @@ class Hardening:
         self._was_lifted = False
         self._former = False
         self._attached = False
+        self._running = False
 
     def register(self) -> None:
         """Before anything that an earlier agent's guard protects is touched. Raises HookError."""
@@ -149,6 +150,7 @@ class Hardening:
         Args:
             enforce: the policy in force denies loads.
         """
+        self._running = True
         self._watchdog.look(enforce=enforce)
         if not self._attached:
             return
@@ -194,13 +196,16 @@ class Hardening:
         return answer
 
     def stop(self, *, keep: bool) -> None:
-        """End with the agent; ``keep`` leaves the guard in force."""
+        """End with the agent; ``keep`` leaves the guard in force.
+
+        A start that failed leaves no guard where there was none before.
+        """
         self._metrics.attach_guard(None)
         self._metrics.set_hardened(hardened=False)
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._attached and not keep:
+        if self._attached and not (keep and (self._running or self._former)):
             self._guard.remove()
         self._attached = False
         self._guard.close()
