@@ -20,7 +20,7 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -28,10 +28,10 @@ from typing import Final, Self
 
 from kmodgate.errors import HookError
 from kmodgate.node import NodePaths
-from kmodgate.node.mounts import read_mounts
 
 from . import abi, bpfcall, guardabi, libbpf
 from .guardabi import ObjectKind, Switch
+from .guardplace import need_bpffs, root_cgroup, what_works
 
 OBJECT_NAME: Final = "guard.bpf.o"
 REGISTER: Final = "register"
@@ -40,7 +40,6 @@ _SYSCTL: Final = "kmg_guard_sysctl"
 _REGISTER_PROGRAM: Final = "kmg_guard_register"
 _NAME_SHOWN: Final = 15  # what the kernel keeps of a program's name
 _RETRY: Final = 0.1  # seconds
-_CGROUP_ROOT_INODE: Final = 1
 _FTRACE: Final = "sys/kernel/ftrace_enabled"
 
 
@@ -163,7 +162,7 @@ class Guard:
         former = self._numbers()
         self._number = max(former, default=0) + 1
         try:
-            with self._root_cgroup() as cgroup:
+            with root_cgroup(self._paths) as cgroup:
                 self._load()
                 self._pin_directory()
                 self._protect(programs)
@@ -208,28 +207,13 @@ class Guard:
 
     def _pin_directory(self) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        self._need_bpffs()
+        need_bpffs(self._directory, self._paths)
         assert self._object is not None  # noqa: S101  # attach loads first
         result = self._register(self._object.programs[_REGISTER_PROGRAM].test_run)
         if result:
             raise HookError(
                 f"registering with the guard: {os.strerror(-result)}"
                 + ("; this process is being traced" if result == -errno.EPERM else "")
-            )
-
-    def _need_bpffs(self) -> None:
-        """Pins hold only on the node's own BPF file system; a container's goes with it."""
-        ours = self._directory.stat().st_dev
-        host = (self._paths.proc / "1/root" / self._directory.relative_to("/")).stat().st_dev
-        kinds = {
-            mount.fs_type
-            for mount in read_mounts(self._paths) or ()
-            if os.makedev(mount.major, mount.minor) == ours
-        }
-        if ours != host or kinds != {"bpf"}:
-            raise HookError(
-                f"{self._directory} does not lie on the node's BPF file system; mount it "
-                "(mount -t bpf bpf /sys/fs/bpf; in a pod mount the host's)"
             )
 
     def _program_id(self, name: str) -> int:
@@ -273,28 +257,6 @@ class Guard:
         self.pin_missing()
         bpfcall.attach_to_cgroup(cgroup, self._object.programs[_SYSCTL].fd, bpfcall.CGROUP_SYSCTL)
         self._sysctl = True
-
-    @contextlib.contextmanager
-    def _root_cgroup(self) -> Iterator[int]:
-        """A descriptor of the root of the cgroup v2 hierarchy, as process 1 sees it."""
-        for mount in read_mounts(self._paths) or ():
-            if mount.fs_type != "cgroup2":
-                continue
-            place = self._paths.proc / "1/root" / mount.mount_point.lstrip("/")
-            try:
-                handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                if os.fstat(handle).st_ino == _CGROUP_ROOT_INODE:
-                    yield handle
-                    return
-            finally:
-                os.close(handle)
-        raise HookError(
-            "hardened: the root of a cgroup v2 hierarchy is mounted nowhere, so kernel.ftrace_enabled "
-            "cannot be guarded; mount it (mount -t cgroup2 cgroup2 /sys/fs/cgroup)"
-        )
 
     # --- while it runs ----------------------------------------------------------------------
 
@@ -353,28 +315,15 @@ class Guard:
         self._control.used[:] = digest
 
     def denies_others(self) -> str | None:
-        """What the guard lets a process that is not the agent do, or None: asked by doing it.
-
-        A child writes 1 to ``kernel.ftrace_enabled`` and tries to create a directory among the pins.
-        """
-        child = os.fork()
-        if child == 0:
-            # Nothing but system calls: other threads may have held locks.
-            os._exit(_try_it(self._paths.proc / _FTRACE, self._home / "probe"))
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        if code == 0:
-            return None
-        with contextlib.suppress(OSError):
-            (self._home / "probe").rmdir()
-        return {1: "writing kernel.ftrace_enabled", 2: "creating a pin"}.get(code, "both of what was tried")
+        """What the guard lets a process that is not the agent do, or None: asked by doing it."""
+        return what_works(self._paths.proc / _FTRACE, self._home / "probe")
 
     # --- the end ----------------------------------------------------------------------------
 
     def remove(self) -> None:
         """Detach, and take this guard's pins away."""
         if self._sysctl:
-            with self._root_cgroup() as cgroup:
+            with root_cgroup(self._paths) as cgroup:
                 self._detach_sysctl(cgroup, keep=None)
             self._sysctl = False
         self._unpin(self._number)
@@ -385,7 +334,7 @@ class Guard:
     def remove_former(self) -> int:
         """Take away every guard that is there; only for who is registered with them. How many?"""
         numbers = self._numbers()
-        with self._root_cgroup() as cgroup:
+        with root_cgroup(self._paths) as cgroup:
             self._detach_sysctl(cgroup, keep=None)
         for number in numbers:
             self._unpin(number)
@@ -426,23 +375,6 @@ class Guard:
         if self._object is not None:
             self._object.close()
             self._object = None
-
-
-def _try_it(sysctl: Path, directory: Path) -> int:
-    """Exit code: 1 for a write that worked, 2 for a directory that could be made, 3 for both."""
-    worked = 0
-    try:
-        handle = os.open(sysctl, os.O_WRONLY)
-        os.write(handle, b"1\n")
-        worked |= 1
-    except OSError:
-        pass
-    try:
-        os.mkdir(directory)  # noqa: PTH102  # system calls only
-        worked |= 2
-    except OSError:
-        pass
-    return worked
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
