@@ -21,6 +21,7 @@ _BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 # enum bpf_cmd: how to list the numbers of a kind, and how to open one by its number.
 KINDS = {"map": (12, 14), "program": (11, 13), "link": (31, 30)}
 OBJ_GET = 7
+OBJ_INFO = 15
 LINK_DETACH = 34
 
 
@@ -69,6 +70,31 @@ def numbers(kind: str) -> set[int]:
 def open_number(kind: str, number: int) -> str:
     """Open one by its number: ``"ok"`` or the errno's name."""
     return _closed(bpf(KINDS[kind][1], number.to_bytes(4, "little")))
+
+
+def map_name(number: int) -> str:
+    """Name of a map that can be opened (``struct bpf_map_info``)."""
+    handle = bpf(KINDS["map"][1], number.to_bytes(4, "little"))
+    assert isinstance(handle, int)
+    info = ctypes.create_string_buffer(80)
+    place = ctypes.addressof(info).to_bytes(8, "little")
+    try:
+        assert bpf(OBJ_INFO, handle.to_bytes(4, "little") + (80).to_bytes(4, "little") + place) == 0
+    finally:
+        os.close(handle)
+    return info.raw[24:40].partition(b"\0")[0].decode()
+
+
+def write(path: Path, data: bytes) -> str:
+    """One write(2): ``"ok"`` or the errno's name."""
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        os.write(handle, data)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    finally:
+        os.close(handle)
+    return "ok"
 
 
 def open_pin(path: Path) -> str:
