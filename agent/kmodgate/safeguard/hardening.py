@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -74,17 +74,26 @@ class Hardening:
         if self._former:
             log.info("registered with the guard that an earlier agent left")
 
-    def start(self, config: NodeConfig, facts: NodeFacts, programs: Iterable[int]) -> None:
+    def start(
+        self,
+        config: NodeConfig,
+        facts: NodeFacts,
+        programs: Iterable[int],
+        repin: Callable[[], Sequence[str]] | None = None,
+    ) -> None:
         """Begin to watch, and harden the node if the config says so.
 
         Args:
             config: what it says of hardening holds until the agent ends.
             facts: of this node.
             programs: descriptors of the programs to protect.
+            repin: pins anew what is missing of the programs' own pins, and names it; None
+                when they have none.
 
         Raises:
             HookError: this node cannot be hardened.
         """
+        self._repin = repin
         self._config = config
         if config.hardened:
             if "bpf" not in (facts.lsms or ()):
@@ -98,7 +107,7 @@ class Hardening:
             log.warning("an earlier agent was hardened and this one is not: the guard is gone")
         self._watchdog = Watchdog(
             self._metrics.count_off_switch,
-            pins=self._directory if self._attached else None,
+            pins=self._directory if self._attached or repin is not None else None,
             repin=self._pin_missing,
             paths=self._paths,
         )
@@ -142,7 +151,8 @@ class Hardening:
         return () if self._socket is None else (self._socket,)
 
     def _pin_missing(self) -> list[str]:
-        return self._guard.pin_missing() if self._attached else []
+        missing = [] if self._repin is None else [*self._repin()]
+        return missing + (self._guard.pin_missing() if self._attached else [])
 
     def look(self, *, enforce: bool) -> None:
         """Look at the off switches, and tell what was denied since the last look. Once a second.

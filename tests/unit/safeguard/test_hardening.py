@@ -38,6 +38,7 @@ class FakeGuard:
         self.used_token = bytes(32)
         self.lifted = False
         self.counts = dict.fromkeys(Switch, 0)
+        self.missing: list[str] = []
 
     def register_with_former(self) -> bool:
         self.done.append("register")
@@ -55,7 +56,7 @@ class FakeGuard:
         return {switch: Denial(count, 7, 0, "evil\n") for switch, count in self.counts.items()}
 
     def pin_missing(self) -> list[str]:
-        return []
+        return self.missing
 
     def burn(self, digest: bytes) -> None:
         self.used_token = digest
@@ -205,3 +206,15 @@ def test_what_stays_at_the_end(case: Case, looked: bool, former: bool, keep: boo
     assert case.hardening.sources == ()
     assert case.sample("kmodgate_hardened") == 0
     case.hardening.stop(keep=True)  # a second time does no harm
+
+
+@pytest.mark.parametrize("config", [NodeConfig(), HARDENED])
+def test_pins_of_the_programs_are_watched_hardened_or_not(
+    case: Case, caplog: pytest.LogCaptureFixture, config: NodeConfig
+) -> None:
+    case.hardening.register()
+    case.hardening.start(config, case.facts, [3, 4], lambda: ["kmg_locked_down"])
+    case.guard.missing = ["control"]
+    case.hardening.look(enforce=True)
+    assert case.sample("kmodgate_off_switch_events_total", switch="pins") == 1
+    assert ("kmg_locked_down, control" if config.hardened else "(kmg_locked_down)") in caplog.text
