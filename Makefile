@@ -18,7 +18,7 @@ MATRIX ?= bullseye bookworm trixie sid
 BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
 BPF_HEADERS := $(wildcard bpf/*.h)
-BPF_OBJECT := $(addprefix agent/kmodgate/hooks/,kmodgate.bpf.o kmodgate_basic.bpf.o kmodgate_fmod_ret.bpf.o)
+BPF_OBJECT := $(addprefix agent/kmodgate/hooks/,kmodgate.bpf.o kmodgate_basic.bpf.o kmodgate_fmod_ret.bpf.o guard.bpf.o)
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
 FUZZ_TEST_RUNS ?= 10000

@@ -39,6 +39,7 @@ from .notify import notify
 from .observe import Observer, is_routine
 from .pinning import PinKeeper, PinState
 from .policy import compile_table
+from .safeguard.hardening import Hardening
 from .selfprobe import probe_problem
 from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
@@ -122,6 +123,8 @@ class Agent:
                 )
                 server.start()
                 stack.callback(server.stop)
+            self._hardening = Hardening(self._metrics, paths=self._paths)
+            stack.callback(self._hardening.stop, keep=True)
             backend = stack.enter_context(self._backend())
             # The server outlives the counters by a moment, however this ends.
             stack.callback(self._metrics.attach, None)
@@ -162,6 +165,7 @@ class Agent:
         return choice
 
     def _backend(self) -> BpfBackend:
+        self._hardening.register()
         pinned = self._settings.config.on_exit is OnExit.KEEP
         backend = self._choice.open(pinned=pinned, paths=self._paths)
         backend.load()
@@ -173,6 +177,7 @@ class Agent:
         try:
             yield
         except BaseException:
+            self._hardening.stop(keep=backend.adopted)
             if not backend.adopted:
                 backend.detach()
                 backend.forget()
@@ -228,6 +233,9 @@ class Agent:
         if backend.adopted:
             log.info("took over from an earlier agent, last alive %.1f s ago: no gap", gap.agent)
         self._timings |= backend.timings
+        with self._timed("hardening"):
+            repin = backend.pin_links if backend.pinned else None
+            self._hardening.start(config, facts, backend.program_fds(), repin)
         with self._timed("probe"):
             self._probe(backend)
         if self._not_ready is not None:
@@ -295,9 +303,8 @@ class Agent:
         self, backend: BpfBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
     ) -> None:
         with selectors.DefaultSelector() as selector:
-            for ring in backend.rings():
-                selector.register(ring, selectors.EVENT_READ, ring)
-            for source in (watcher, signals):
+            sources: list[Any] = [*backend.rings(), watcher, signals, *self._hardening.sources]
+            for source in sources:
                 selector.register(source, selectors.EVENT_READ, source)
             tick, behind = time.monotonic(), False
             while not self._stopping:
@@ -319,6 +326,8 @@ class Agent:
                     with _survive():
                         if key.data is backend.event_ring:
                             self._tell(backend, event_log)
+                        elif key.data in self._hardening.sources:
+                            key.data.receive()
                         elif key.data is watcher:
                             if watcher.drain():
                                 self._reload.notice(time.monotonic())
@@ -336,12 +345,10 @@ class Agent:
         self._heartbeat.beat()
         with _survive():
             backend.settle()
-            missing = backend.pin_links()
-            if missing:
-                log.critical("pins were removed and are made anew: %s", ", ".join(missing))
-        with _survive():
             self._watch_for_unseen(backend)
             self._probe(backend)
+            # After the probe: what it says is what was in force until now.
+            self._hardening.look(enforce=self._settings.policy.mode is Mode.ENFORCE)
             self._answerer.relieve()
             self._pins.relieve()
             self._lookout.look()
@@ -460,6 +467,7 @@ class Agent:
             log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
         if new.config.backend != old.config.backend:
             log.warning("backend changed: it takes effect at the next start")
+        self._hardening.reconfigured(new.config)
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)
@@ -477,7 +485,9 @@ class Agent:
         self._not_ready = "shutting down"
         notify("STOPPING=1")
         backend.stop_heartbeat()
-        if self._settings.config.on_exit is OnExit.KEEP and backend.pinned:
+        keep = self._settings.config.on_exit is OnExit.KEEP and backend.pinned
+        self._hardening.stop(keep=keep)
+        if keep:
             for record in backend.events():
                 with _survive():
                     event_log.write(self._observer.event(record))

@@ -33,6 +33,7 @@ LAYERS = {
     "kube": 4,
     "telemetry": 4,
     "answers": 5,
+    "safeguard": 5,
     "scan": 5,
     "notify": 5,
     "observe": 5,

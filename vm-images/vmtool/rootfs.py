@@ -30,6 +30,7 @@ GUEST_PACKAGES = (
     "openssl",  # tests make keys
     "e2fsprogs",  # tests make file systems
     "squashfs-tools",  # a read-only superblock for pinned-root tests
+    "bpftool",  # tests attack kmodgate's BPF objects with it
     "strace",
     "xz-utils",
     "zstd",

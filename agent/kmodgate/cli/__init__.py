@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "scan": ("scan", "Say which modules ENFORCE would refuse: loaded ones, and those on disk."),
     "explain": ("explain", "Explain the verdict that a policy gives one module file."),
     "doctor": ("doctor", "Say what this node can enforce, rung by rung, and why not more."),
+    "unlock": ("unlock", "Lift the guard of a hardened agent with the one-time token."),
     "completion": ("completion", "Print the script for shell completion: bash, zsh or fish."),
     "describe": ("describe", "Print the node's policy in the shape of the GKE API."),
     "trust": ("trust", "List a node's trust anchors, or take a kernel's out of its image."),

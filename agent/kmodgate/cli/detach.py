@@ -35,6 +35,7 @@ def command(output: str) -> None:
     Exit codes: 0 nothing is attached any more, 3 an agent runs, or the pins cannot be removed.
     """
     from kmodgate.gap import note_detached
+    from kmodgate.hooks.guard import Guard
     from kmodgate.hooks.pins import Pins
 
     pins = Pins()
@@ -42,6 +43,10 @@ def command(output: str) -> None:
     if pins.root.exists():
         pins.lock()
         try:
+            # An agent that was hardened leaves a guard over its pins; one that lives keeps its own.
+            guard = Guard(pins.root)
+            if guard.register_with_former(wait=0.0):
+                guard.remove_former()
             programs = pins.remove_all()
         finally:
             pins.release()

@@ -80,6 +80,13 @@ def warnings(config: NodeConfig) -> tuple[str, ...]:
             "trust.requireValidity true: the kernel does not check expiry; a wrong clock or an expired "
             "certificate denies modules that the node may need to boot"
         )
+    if config.hardened and config.hardened_token is None:
+        found.append(
+            "hardened true without hardenedToken: only ending the agent opens the off switches, to whoever "
+            "registers next"
+        )
+    if config.hardened_token is not None and not config.hardened:
+        found.append("hardenedToken has no effect unless hardened is true")
     if enforce and not config.trust.kernel_keyrings:
         found.append(
             "trust.kernelKeyrings false: the distribution's own modules need a signature by a configured "

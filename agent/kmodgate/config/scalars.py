@@ -29,6 +29,7 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.AS
 _LABEL_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _DNS_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*", re.ASCII)
 _MAX_DNS_NAME = 253
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
 _MAX_PORT = 65535
 _MAX_PATH = 4096
 
@@ -65,6 +66,15 @@ def module_size(value: object) -> int:
     if not MIN_MODULE_SIZE <= size <= MAX_MODULE_SIZE:
         raise ValueError(f"{shown(text)} is out of range 1MiB to 256MiB; {remedy}")
     return size
+
+
+def sha256(value: object) -> bytes:
+    """A SHA-256 in 64 hexadecimal digits."""
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise ValueError(
+            "must be 64 hexadecimal digits in quotes: the SHA-256 of the token, not the token itself"
+        )
+    return bytes.fromhex(value)
 
 
 def listen(value: object) -> ListenAddress:

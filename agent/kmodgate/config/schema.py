@@ -139,6 +139,8 @@ class Kmodgate(Overridable):
     logging = section("logging", Logging)
     backend = Key("backend", word(BackendChoice))
     on_exit = Key("onExit", word(OnExit))
+    hardened = Key("hardened", flag)
+    hardened_token = Key("hardenedToken", scalars.sha256)
     node_pools = sections("nodePools", Pool, MAX_POOLS)
 
 

@@ -197,6 +197,8 @@ class NodeConfig:
         on_exit: whether enforcement outlives the agent.
         preverify: directories whose modules are verified before they are loaded; None for
             ``updates`` of the running kernel.
+        hardened: deny the off switches to everybody but the agent.
+        hardened_token: SHA-256 of the one-time token that lifts this, or None.
         node_pools: overrides by node label; the first match counts.
         pool: name of the node pool already applied by ``resolve``, or None.
         source: name of the file.
@@ -220,6 +222,8 @@ class NodeConfig:
     log_level: LogLevel = LogLevel.INFO
     backend: BackendChoice = BackendChoice.AUTO
     on_exit: OnExit = OnExit.KEEP
+    hardened: bool = False
+    hardened_token: bytes | None = None
     node_pools: tuple[NodePool, ...] = ()
     pool: str | None = None
     source: str = field(default="", compare=False)

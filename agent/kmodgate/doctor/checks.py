@@ -13,6 +13,7 @@ from typing import Final
 from kmodgate.node import limits
 
 from .around import agent, other_limits, process, trust
+from .hardened import hardening
 from .ladder import HELPERS, MACHINES, SIGNATURE_CHECK, VERIFICATION
 from .line import Check, Findings, judged, ok, only_live, problem, unknown, warning
 from .seen import Purpose, Seen
@@ -265,4 +266,13 @@ def _subjects(seen: Seen) -> str:
 
 
 _Part = Callable[[Seen, Purpose, Findings], Iterator[Check]]
-_PARTS: Final[tuple[_Part, ...]] = (_kernel, _bpf, _signatures, other_limits, process, trust, agent)
+_PARTS: Final[tuple[_Part, ...]] = (
+    _kernel,
+    _bpf,
+    _signatures,
+    other_limits,
+    hardening,
+    process,
+    trust,
+    agent,
+)

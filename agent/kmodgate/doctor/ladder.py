@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from kmodgate.model import Backend
 from kmodgate.node.kernel import Preemption
 
+from .hardened import GUARD_FUNCTIONS
 from .seen import Seen
 
 HELPERS: Final = ("bpf_loop", "bpf_task_storage_get", "bpf_copy_from_user_task", "bpf_d_path")
@@ -24,7 +25,15 @@ SECURITY_CALLS: Final = ("security_kernel_read_file", "security_kernel_load_data
 MEMCG_ACCOUNTING: Final = "bpf_ktime_get_coarse_ns"
 """Came with the kernel that charges BPF memory to the cgroup and forgets RLIMIT_MEMLOCK (5.11)."""
 
-ASKED: Final = (*HELPERS, SIGNATURE_CHECK, VERIFICATION, *LSM_HOOKS, *SECURITY_CALLS, MEMCG_ACCOUNTING)
+ASKED: Final = (
+    *HELPERS,
+    SIGNATURE_CHECK,
+    VERIFICATION,
+    *LSM_HOOKS,
+    *SECURITY_CALLS,
+    MEMCG_ACCOUNTING,
+    *GUARD_FUNCTIONS,
+)
 """All names that are looked up in the kernel's BTF."""
 
 MACHINES: Final = ("x86_64", "aarch64")

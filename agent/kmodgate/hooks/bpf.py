@@ -578,6 +578,13 @@ class BpfBackend:
         """Modules that got in without a decision."""
         return self.stat(abi.Stat.LOADED_UNSEEN)
 
+    def program_fds(self) -> list[int]:
+        """Descriptors of all programs, for whoever protects them. They stay this object's."""
+        loaded = [program.fd for program in self._object.programs.values()]
+        return loaded + [
+            link.program_fd for link in self._links.values() if isinstance(link, libbpf.PinnedLink)
+        ]
+
     def misses(self) -> int:
         """How often the kernel's recursion guard skipped one of the programs."""
         return sum(link.recursion_misses() for link in self._links.values()) + self.stat(

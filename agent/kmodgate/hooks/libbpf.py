@@ -342,12 +342,21 @@ class Link:
 
 
 class PinnedLink:
-    """An attachment that an earlier process has pinned."""
+    """An attachment that an earlier process has pinned.
+
+    Attributes:
+        program_fd: descriptor of the program behind it, closed with it.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open it. Raises HookError."""
         self._name = path.name
         self._fd = _library.integer(f"open {path}", _library.lib.bpf_obj_get(os.fsencode(path)))
+        link = _LinkInfo()
+        _info(self._fd, link, self._name)
+        self.program_fd: Final = _library.integer(
+            self._name, _library.lib.bpf_prog_get_fd_by_id(link.prog_id)
+        )
 
     def pin(self, path: Path) -> None:
         """Pin it once more."""
@@ -355,17 +364,12 @@ class PinnedLink:
 
     def recursion_misses(self) -> int:
         """How often the kernel skipped the program behind it."""
-        link = _LinkInfo()
-        _info(self._fd, link, self._name)
-        program = _library.integer(self._name, _library.lib.bpf_prog_get_fd_by_id(link.prog_id))
-        try:
-            return _misses(program, self._name)
-        finally:
-            os.close(program)
+        return _misses(self.program_fd, self._name)
 
     def close(self) -> None:
         """Let go of it; it stays while it is pinned."""
         if self._fd >= 0:
+            os.close(self.program_fd)
             os.close(self._fd)
             self._fd = -1
 

@@ -27,6 +27,7 @@ from kmodgate.node.paths import read_text, read_word
 from .kernels import read_image
 from .live import RunningKernel, find_running
 from .plan import ALL, make_plan
+from .pool import Results
 from .records import LoadedNow, Outcome, module_name
 from .root import Root
 from .session import Inputs, run
@@ -146,7 +147,7 @@ def _pair(
         now=now,
     )
     images = [read_image(root, running.release)] if with_image else []
-    report = run(root, plan, images, running, inputs, _no_progress)
+    report = run(root, plan, Results(iter(images)), running, inputs, _no_progress)
     return report.loaded or ()
 
 

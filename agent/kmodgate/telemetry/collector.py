@@ -122,6 +122,9 @@ class AgentMetrics:
         self._lock = threading.Lock()
         self._reading = threading.Lock()
         self._questions: Counter[m.QuestionOutcome] = Counter()
+        self._off_switches: Counter[m.OffSwitch] = Counter()
+        self._guard: Callable[[], Mapping[m.GuardedSwitch, int]] | None = None
+        self._hardened = False
         self._errors: Counter[m.ScrapeSource] = Counter()
         self._failing: set[m.ScrapeSource] = set()
         self._expected: dict[tuple[Verdict, Reason, Api, By], int] = {}
@@ -133,6 +136,7 @@ class AgentMetrics:
             m.ScrapeSource.STATUS: self._state,
             m.ScrapeSource.AGENT: self._agent,
             m.ScrapeSource.EVENT_LOG: self._log,
+            m.ScrapeSource.GUARD: self._off,
         }
         self.registry.register(self)
         if process:
@@ -158,6 +162,20 @@ class AgentMetrics:
         """One question of the programs has come to its end."""
         with self._lock:
             self._questions[outcome] += 1
+
+    def count_off_switch(self, switch: m.OffSwitch) -> None:
+        """An off switch was found touched."""
+        with self._lock:
+            self._off_switches[switch] += 1
+
+    def attach_guard(self, denied: Callable[[], Mapping[m.GuardedSwitch, int]] | None) -> None:
+        """Export what the guard denies. Like ``attach``, once it returns the one before is not read."""
+        with self._reading:
+            self._guard = denied
+
+    def set_hardened(self, *, hardened: bool) -> None:
+        """Whether the guard denies now."""
+        self._hardened = hardened
 
     def describe(self) -> Iterator[Family]:
         """Every family without samples; the registry finds duplicate names by it."""
@@ -256,6 +274,14 @@ class AgentMetrics:
             questions = dict(self._questions)
         yield _counts(m.QUESTIONS, {(o.value,): questions.get(o, 0) for o in m.QuestionOutcome})
         yield _histogram(m.VERIFY_SECONDS, self._verify.read())
+
+    def _off(self) -> Iterator[Family]:
+        with self._lock:
+            events = dict(self._off_switches)
+        yield _value(m.HARDENED, float(self._hardened))
+        yield _counts(m.OFF_SWITCH_EVENTS, {(s.value,): events.get(s, 0) for s in m.OffSwitch})
+        denied = self._guard() if self._guard is not None else {}
+        yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
 
     def _log(self) -> Iterator[Family]:
         if self._event_log is not None:

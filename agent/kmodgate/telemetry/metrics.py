@@ -91,6 +91,24 @@ class PreverifyOutcome(StrEnum):
     """Beyond the bounds of a scan: at least so many."""
 
 
+class OffSwitch(StrEnum):
+    """What would switch kmodgate's programs off, and can be seen to have been touched."""
+
+    FTRACE = "ftrace_enabled"
+    BPFFS = "bpffs"
+    PINS = "pins"
+
+
+class GuardedSwitch(StrEnum):
+    """What the guard denies (``hardened: true``)."""
+
+    FTRACE = "ftrace_enabled"
+    BPFFS = "bpffs"
+    PINS = "pins"
+    BPF = "bpf"
+    PTRACE = "ptrace"
+
+
 class ScrapeSource(StrEnum):
     """A part of the metrics that is read on its own and can fail on its own."""
 
@@ -100,6 +118,7 @@ class ScrapeSource(StrEnum):
     STATUS = "status"
     AGENT = "agent"
     EVENT_LOG = "event_log"
+    GUARD = "guard"
 
 
 def _switch(name: str) -> Label:
@@ -195,6 +214,28 @@ ENFORCING: Final = Metric(
     "1 if the policy is to be enforced and the last self-probe found the hooks alive, else 0.",
     "The alert to have. It is the result of a probe, not of a setting: 0 in audit mode and whenever the "
     "hooks are dead.",
+)
+HARDENED: Final = Metric(
+    "kmodgate_hardened",
+    Kind.GAUGE,
+    "1 if the off switches are denied to everybody but the agent, else 0.",
+    "0 with `hardened: true` in the config: a token has lifted the guard, or the agent is starting.",
+)
+OFF_SWITCH_EVENTS: Final = Metric(
+    "kmodgate_off_switch_events_total",
+    Kind.COUNTER,
+    "Times that the agent found an off switch touched, by which one.",
+    "Any increase: somebody with root tried to switch enforcement off, and the agent put it back where "
+    "it could. Loads in between may have gone unjudged: look at `kmodgate_enforcing` and the log.",
+    (Label("switch", tuple(OffSwitch)),),
+)
+OFF_SWITCH_DENIALS: Final = Metric(
+    "kmodgate_off_switch_denials_total",
+    Kind.COUNTER,
+    "Attempts on the off switches that the guard denied (`hardened: true`), by which one.",
+    "The log names the process that tried last. `bpf` also counts harmless readers, such as `bpftool` "
+    "listing maps.",
+    (Label("switch", tuple(GuardedSwitch)),),
 )
 POLICY_INFO: Final = Metric(
     "kmodgate_policy_info",
@@ -320,6 +361,9 @@ TABLE: Final[tuple[Metric, ...]] = (
     LOAD_ATTEMPTS,
     LOADS_UNDECIDED,
     ENFORCING,
+    HARDENED,
+    OFF_SWITCH_EVENTS,
+    OFF_SWITCH_DENIALS,
     POLICY_INFO,
     BACKEND_INFO,
     DECISION_SECONDS,

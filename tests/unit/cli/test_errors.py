@@ -92,6 +92,7 @@ PLACES: dict[str, tuple[list[str], bool]] = {
     "sign --key": (["sign", "plain.ko", "--key", "@", "--cert", "good.pem", "--out", "out.ko"], False),
     "sign --cert": (["sign", "plain.ko", "--key", "key.pem", "--cert", "@", "--out", "out.ko"], False),
     "sign --passphrase-file": (["sign", "plain.ko", *SIGN, "--passphrase-file", "@"], False),
+    "unlock --token-file": (["unlock", "--token-file", "@"], False),
 }
 NO_FILES = {
     "missing": ("no such file",),
@@ -228,7 +229,7 @@ def test_a_file_that_the_config_names(
 
 
 # Written, not read; or not files.
-NOT_READ = {"--out", "--detached", "--root", "PATH", "--pkcs11-module"}
+NOT_READ = {"--out", "--detached", "--root", "PATH", "--pkcs11-module", "--socket"}
 
 
 def file_options(command: click.Command, path: str = "") -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import http.server
 import json
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from tests.vectors.generate import make_identity
 from kmodgate.cli import main
 from kmodgate.config import ListenAddress
 from kmodgate.doctor import Answer, Purpose, Seen, State, checks, diagnose, look, rungs
+from kmodgate.doctor.hardened import GUARD_HOOKS
 from kmodgate.doctor.ladder import ASKED, HELPERS, SECURITY_CALLS
 from kmodgate.doctor.seen import AgentSeen
 from kmodgate.model import Backend, EffectivePolicy, Mode, Policy
@@ -167,6 +169,17 @@ def test_the_ladder_of_a_good_node() -> None:
         (replace(GOOD, pinned=("kmodgate",)), "pinned", State.WARNING, "in /sys/fs/bpf: kmodgate"),
         (replace(GOOD, pinned=None), "pinned", State.UNKNOWN, "run as root"),
         (replace(GOOD, bpffs=()), "bpffs", State.OK, "needs none"),
+        (GOOD, "hardening", State.OK, "possible here"),
+        (replace(GOOD, bpffs=()), "hardening", State.OK, "no BPF file system (mount -t bpf"),
+        (with_facts(cgroups=CgroupHierarchy.V1), "hardening", State.OK, "no cgroup v2 hierarchy"),
+        (with_facts(lsms=("lockdown",)), "hardening", State.OK, "bpf among the security modules"),
+        (
+            replace(GOOD, functions=frozenset(ASKED) - {"bpf_lsm_sb_umount", "bpf_sys_bpf"}),
+            "hardening",
+            State.OK,
+            "there is no sb_umount, no programs of type syscall",
+        ),
+        (replace(GOOD, functions=None), "hardening", State.UNKNOWN, "/sys/kernel/btf/vmlinux"),
         (replace(GOOD, now=datetime(1970, 1, 1, tzinfo=UTC)), "clock", State.WARNING, "1970-01-01"),
         (replace(GOOD, agent=None), "agent", State.UNKNOWN, "--config FILE"),
         (
@@ -461,3 +474,10 @@ def test_a_config_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[s
     code, out, _ = run(capsys, "--root", str(root))
     assert code == 3
     assert "cannot be told from here" in out
+
+
+def test_the_guards_hooks_are_those_of_its_source() -> None:
+    source = (Path(__file__).parents[3] / "bpf/guard.bpf.c").read_text()
+    assert sorted(
+        f"bpf_lsm_{hook}" for hook in re.findall(r'^SEC\("lsm/(\w+)"\)', source, re.MULTILINE)
+    ) == list(GUARD_HOOKS)

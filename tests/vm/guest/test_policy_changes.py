@@ -162,21 +162,6 @@ def test_sighup_reads_the_config_again(agent: lab.Agent) -> None:
     agent.wait_for(lambda: agent.log().count("config reloaded") > count, "reload")
 
 
-@pytest.mark.needs("off-switch")
-def test_the_probe_notices_the_off_switch(agent: lab.Agent) -> None:
-    switch = Path("/proc/sys/kernel/ftrace_enabled")
-    assert lab.metrics()["kmodgate_enforcing"] == 1
-    switch.write_text("0")
-    try:
-        agent.wait_for(lambda: lab.get("/readyz")[0] == 503, "not ready", 15)
-        assert lab.metrics()["kmodgate_enforcing"] == 0
-        assert "ftrace_enabled" in lab.get("/readyz")[1]
-    finally:
-        switch.write_text("1")
-    agent.wait_for(lambda: lab.get("/readyz")[0] == 200, "ready again", 15)
-    assert lab.metrics()["kmodgate_enforcing"] == 1
-
-
 def test_the_off_switch_is_taken_or_refused_as_the_table_says(agent: lab.Agent, work: Path) -> None:
     switch = Path("/proc/sys/kernel/ftrace_enabled")
     if "off-switch" in kernels.this().capabilities:
