@@ -27,20 +27,21 @@ from typing import IO, Any, Final
 from .answers import Answerer, Asked, Trust
 from .config import BackendChoice, OnExit
 from .config.watch import ConfigWatcher, Debounce
-from .errors import HookError, KmodgateError, NodeError
+from .errors import HookError, KmodgateError
 from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks.bpf import BpfBackend
 from .hooks.choice import Choice, Features, choose
 from .lookout import Lookout
+from .loop import Timings, UnseenLoads, signals_on_a_socket, survive, wait_limit
 from .model import Api, Mode, Policy
-from .node import NodeFacts, NodePaths, read_facts, read_strictness
+from .node import NodeFacts, NodePaths, read_facts
 from .notify import notify
 from .observe import Observer, is_routine
-from .pinning import PinKeeper, PinState
+from .pinning import PinKeeper, PinState, pin_root
 from .policy import compile_table
+from .readiness import Readiness
 from .safeguard.hardening import Hardening
-from .selfprobe import probe_problem
 from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
@@ -89,27 +90,26 @@ class Agent:
         self._status = AgentStatus()
         self._metrics = AgentMetrics(self._status)
         self._heartbeat = Heartbeat(_LOOP_MAX_AGE)
-        self._not_ready: str | None = "starting"
-        self._unseen = 0
+        self._readiness = Readiness(self._status, self._paths)
         self._stopping = False
         self._reload = Debounce()
-        self._timings: dict[str, float] = {"imports": started}
+        self._timings = Timings(started)
 
     def run(self) -> None:
         """Run until SIGTERM or SIGINT. Raises KmodgateError when it cannot start."""
         with ExitStack() as stack:
-            signals = stack.enter_context(_signals())
+            signals = stack.enter_context(signals_on_a_socket())
             watcher = stack.enter_context(ConfigWatcher([self._config_path]))
-            with self._timed("config"):
+            with self._timings.timed("config"):
                 facts = read_facts(self._paths)
                 self._settings = read_settings(
                     self._config_path, self._flag, facts, self._labels, self._paths
                 )
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
-            with self._timed("choice"):
+            with self._timings.timed("choice"):
                 self._choice = self._choose(facts)
             watcher.watch(self._watched())
-            with self._timed("telemetry"):
+            with self._timings.timed("telemetry"):
                 event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
                 stack.callback(event_log.close)
                 self._metrics.attach_event_log(event_log)
@@ -119,7 +119,7 @@ class Agent:
                     listen.port,
                     registry=self._metrics.registry,
                     healthy=self._heartbeat.problem,
-                    ready=lambda: self._not_ready,
+                    ready=lambda: self._readiness.problem,
                 )
                 server.start()
                 stack.callback(server.stop)
@@ -138,12 +138,6 @@ class Agent:
             self._lookout.judge_by(self._settings)
             self._loop(backend, watcher, signals, event_log)
             self._stop(backend, event_log)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._timings[name] = time.perf_counter() - start
 
     def _read(self, facts: NodeFacts) -> Settings:
         return read_settings(self._config_path, self._flag, facts, self._labels, self._paths)
@@ -185,28 +179,13 @@ class Agent:
 
     def _start_enforcing(self, backend: BpfBackend, facts: NodeFacts, stack: ExitStack) -> None:
         config = self._settings.config
-        try:
-            root = os.open(self._paths.proc / "1/root", os.O_PATH | os.O_CLOEXEC)
-        except OSError as error:
-            raise NodeError(
-                f"the root of process 1 cannot be opened ({error.strerror}); run as root, with CAP_SYS_PTRACE"
-            ) from error
-        try:
-            device = backend.introduce(root)
-        finally:
-            os.close(root)
-        if facts.pinned_root is not None and device != (facts.pinned_root.major, facts.pinned_root.minor):
-            raise NodeError(
-                f"the root of process 1 lies on device {facts.pinned_root.device}, but the kernel says "
-                f"{device[0]}:{device[1]}; is the agent in the host's PID namespace (hostPID: true)?"
-            )
+        pin_root(backend, facts, self._paths)
         self._pinned_root = facts.pinned_root
         self._pins = PinKeeper(backend.superblocks, self._paths, self._pins_changed)
         stack.callback(self._pins.close)
         self._pins.set_digests(self._settings.verity_digests)
         self._pins.start()
         self._cpus = facts.online_cpus or 2
-        self._strictness = read_strictness(self._paths)
         self._configure(backend)
         backend.trust_is(self._settings.trust_number)
         self._answerer = Answerer(
@@ -225,21 +204,21 @@ class Agent:
         self._status.set_backend(backend.backend)
         self._publish(backend)
         backend.heartbeat()
-        self._unseen = backend.loaded_unseen()
+        self._unseen = UnseenLoads(backend.loaded_unseen())
         backend.set_quiet(not self._log_all)
         backend.attach()
         gap = gap_before(adopted=backend.adopted, last_seen=backend.last_seen, at=since_boot())
         self._status.set_gap(enforcement=gap.enforcement, agent=gap.agent)
         if backend.adopted:
             log.info("took over from an earlier agent, last alive %.1f s ago: no gap", gap.agent)
-        self._timings |= backend.timings
-        with self._timed("hardening"):
+        self._timings.parts |= backend.timings
+        with self._timings.timed("hardening"):
             repin = backend.pin_links if backend.pinned else None
             self._hardening.start(config, facts, backend.program_fds(), repin)
-        with self._timed("probe"):
+        with self._timings.timed("probe"):
             self._probe(backend)
-        if self._not_ready is not None:
-            raise HookError(self._not_ready)
+        if self._readiness.problem is not None:
+            raise HookError(self._readiness.problem)
 
     def _pins_changed(self, state: PinState) -> None:
         self._status.set_pins(self._pinned_root, current=state.root_current, verity=state.verity)
@@ -251,8 +230,8 @@ class Agent:
             max_size=config.max_module_size,
             wait_asleep=self._cpus == 1,
             wait_limit=wait_limit(self._cpus),
-            sig_enforce=self._strictness.sig_enforce,
-            lockdown=self._strictness.lockdown,
+            sig_enforce=self._readiness.strictness.sig_enforce,
+            lockdown=self._readiness.strictness.lockdown,
         )
 
     def _trust(self, backend: BpfBackend) -> Trust:
@@ -281,20 +260,17 @@ class Agent:
         )
 
     def _announce(self, port: int) -> None:
-        timings = self._timings
-        parts = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in timings.items())
         policy = self._settings.policy
         log.info(
             "ready: %s, mode %s, LoadPin %s, %d configured certificate(s), backend %s, metrics on port %d; "
-            "start took %.0f ms (%s)",
+            "start took %s",
             policy.policy,
             policy.mode,
             "on" if policy.load_pin else "off",
             len(self._settings.trust),
             self._choice.backend,
             port,
-            sum(timings.values()) * 1e3,
-            parts,
+            self._timings,
         )
 
     # --- the loop -----------------------------------------------------------------------
@@ -316,14 +292,14 @@ class Agent:
                 if behind:
                     # A batch in each turn, so that a storm keeps nobody from the heartbeat.
                     behind = False
-                    with _survive():
+                    with survive():
                         behind = self._tell(backend, event_log)
                 due = self._reload.wait(now)
                 wait = 0.0 if behind else min(tick - now, due if due is not None else _TICK)
                 ready = selector.select(max(0.0, wait))
                 for key, _ in ready:
                     # Whatever goes wrong with one load must not end enforcement for all.
-                    with _survive():
+                    with survive():
                         if key.data is backend.event_ring:
                             self._tell(backend, event_log)
                         elif key.data in self._hardening.sources:
@@ -336,16 +312,16 @@ class Agent:
                         else:
                             self._ask(backend)
                 if self._reload.due(time.monotonic()):
-                    with _survive():
+                    with survive():
                         also = self._reload_config(backend)
                         watcher.watch([*self._watched(), *also])
 
     def _beat(self, backend: BpfBackend) -> None:
         backend.heartbeat()
         self._heartbeat.beat()
-        with _survive():
+        with survive():
             backend.settle()
-            self._watch_for_unseen(backend)
+            self._unseen.look(backend.loaded_unseen())
             self._probe(backend)
             # After the probe: what it says is what was in force until now.
             self._hardening.look(enforce=self._settings.policy.mode is Mode.ENFORCE)
@@ -360,7 +336,7 @@ class Agent:
 
     def _ask(self, backend: BpfBackend) -> None:
         for question in backend.questions():
-            with _survive():
+            with survive():
                 self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
                 self._answerer.submit(
                     Asked(
@@ -380,11 +356,11 @@ class Agent:
         for record in backend.events():
             some = True
             loaded |= bool(record.loaded)
-            with _survive():
+            with survive():
                 if self._log_all or not is_routine(record):
                     event_log.write(self._observer.event(record))
         if loaded:
-            with _survive():
+            with survive():
                 self._lookout.look()
         return some
 
@@ -396,40 +372,10 @@ class Agent:
                 log.info("%s: shutting down", signal.Signals(number).name)
                 self._stopping = True
 
-    def _watch_for_unseen(self, backend: BpfBackend) -> None:
-        unseen = backend.loaded_unseen()
-        if unseen > self._unseen:
-            log.critical(
-                "%d module(s) got in without a decision; compare /proc/modules with a good node, and keep "
-                "this one for analysis",
-                unseen - self._unseen,
-            )
-            self._unseen = unseen
-
-    # --- probe --------------------------------------------------------------------------
-
     def _probe(self, backend: BpfBackend) -> None:
-        """See whether enforcement works, and be ready only if it does."""
-        policy = self._settings.policy
-        try:
-            strictness = read_strictness(self._paths)
-            if strictness != self._strictness:
-                log.warning("the kernel's own checks changed: %s", strictness)
-                self._strictness = strictness
-                self._configure(backend)
-            problem = probe_problem(policy, backend.probe(), kernel_refuses=strictness.refuses)
-        except KmodgateError as error:
-            problem = str(error)
-        needs_root = policy.pinned_root_exempt if policy.policy is Policy.ENFORCE else policy.load_pin
-        if problem is None and needs_root and not backend.root_pinned:
-            problem = "the pinned root file system has gone away: nothing counts as lying on it any more"
-        if problem != self._not_ready:
-            if problem is not None:
-                log.critical("not enforcing: %s", problem)
-            elif self._not_ready != "starting":
-                log.warning("enforcing again")
-        self._not_ready = problem
-        self._status.set_enforcing(problem is None and policy.mode is Mode.ENFORCE)
+        if self._readiness.strictness_changed():
+            self._configure(backend)
+        self._readiness.probe(backend, self._settings.policy)
 
     # --- reload and stop ----------------------------------------------------------------
 
@@ -482,14 +428,14 @@ class Agent:
         self._lookout.judge_by(new)
 
     def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
-        self._not_ready = "shutting down"
+        self._readiness.problem = "shutting down"
         notify("STOPPING=1")
         backend.stop_heartbeat()
         keep = self._settings.config.on_exit is OnExit.KEEP and backend.pinned
         self._hardening.stop(keep=keep)
         if keep:
             for record in backend.events():
-                with _survive():
+                with survive():
                     event_log.write(self._observer.event(record))
             log.info(
                 "stopped: enforcement goes on without the agent; `kmodgate detach` ends it, and what the "
@@ -500,46 +446,8 @@ class Agent:
         backend.detach()
         self._status.set_enforcing(enforcing=False)
         for record in backend.drain():
-            with _survive():
+            with survive():
                 event_log.write(self._observer.event(record))
         backend.forget()
         note_detached()
         log.warning("detached: this node no longer enforces a module policy")
-
-
-def wait_limit(cpus: int) -> int:
-    """How many loads may wait at once: one CPU is left to the agent, which is to end their waits.
-
-    On a single CPU loads wait asleep (``wait_asleep``), and a few do not hinder it much.
-    """
-    return 4 if cpus == 1 else min(cpus - 1, 8)
-
-
-@contextmanager
-def _survive() -> Iterator[None]:
-    """Log what fails inside the block, and go on."""
-    try:
-        yield
-    except KmodgateError as error:
-        log.error("%s", error)
-    except Exception:
-        log.exception("unexpected; the agent goes on")
-
-
-@contextmanager
-def _signals() -> Iterator[socket.socket]:
-    """SIGTERM, SIGINT and SIGHUP as bytes on a socket, for the time of the block."""
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    old = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(old_fd)
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        reader.close()
-        writer.close()

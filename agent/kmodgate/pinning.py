@@ -30,8 +30,9 @@ from typing import Final, Protocol
 
 from .errors import KmodgateError, NodeError
 from .hooks.abi import PINS
+from .hooks.bpf import BpfBackend
 from .hooks.superblocks import Superblock
-from .node import NodePaths
+from .node import NodeFacts, NodePaths
 from .node.devicemapper import is_mapped, live_table
 from .node.mounts import Mount, mount_id_of_fd, read_mounts
 from .node.verity import TargetLine, trusted_root_digest
@@ -314,3 +315,27 @@ class PinKeeper:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
+
+def pin_root(backend: BpfBackend, facts: NodeFacts, paths: NodePaths) -> None:
+    """Have the programs take the root of process 1 for the pinned root.
+
+    Raises:
+        NodeError: it cannot be opened, or is not what mountinfo says.
+        HookError: the kernel cannot identify it.
+    """
+    try:
+        root = os.open(paths.proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise NodeError(
+            f"the root of process 1 cannot be opened ({error.strerror}); run as root, with CAP_SYS_PTRACE"
+        ) from error
+    try:
+        device = backend.introduce(root)
+    finally:
+        os.close(root)
+    if facts.pinned_root is not None and device != (facts.pinned_root.major, facts.pinned_root.minor):
+        raise NodeError(
+            f"the root of process 1 lies on device {facts.pinned_root.device}, but the kernel says "
+            f"{device[0]}:{device[1]}; is the agent in the host's PID namespace (hostPID: true)?"
+        )

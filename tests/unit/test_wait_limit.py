@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kmodgate.agent import wait_limit
+from kmodgate.loop import wait_limit
 
 
 @pytest.mark.parametrize(("cpus", "limit"), [(1, 4), (2, 1), (3, 2), (9, 8), (256, 8)])

@@ -11,22 +11,22 @@ import ctypes
 import errno
 import hashlib
 import logging
-import math
 import mmap
 import os
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import ClassVar, Final, Self
 
 from kmodgate.errors import HookError
-from kmodgate.model import Api, Backend, By, Decision, KernelHistogram, Reason, Verdict, Verification
+from kmodgate.model import Backend, Decision
 from kmodgate.policy import TABLE_SIZE, judges_bytes
 
 from . import abi, libbpf
+from .counts import KernelCounts
+from .generations import PLUMBING, Generations
+from .known import KnownDigests
 from .pins import Pins
 from .superblocks import Superblocks
 
@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 _SYS_INIT_MODULE: Final = {"x86_64": 175, "aarch64": 105}
 _PROBE_IMAGE: Final = bytes(128)  # long enough to be looked at, and no ELF file
 _HEARTBEAT_MAX_AGE: Final = 3_000_000_000
-_TRUSTED_MAX: Final = 8192
-_REFUSED_MAX: Final = 4096
 _SYSCALLS: Final = (
     "__x64_sys_finit_module",
     "__x64_sys_init_module",
@@ -45,8 +43,6 @@ _SYSCALLS: Final = (
     "__arm64_sys_finit_module",
     "__arm64_sys_init_module",
 )
-_SETTLE_SECONDS: Final = 1.0
-_PLUMBING: Final = ("kmg_introduce",)
 _INSTANCE_SECTION: Final = ".rodata.instance"
 
 
@@ -70,7 +66,7 @@ class ProbeResult:
     bytes_read: bool = False
 
 
-class BpfBackend:
+class BpfBackend(KernelCounts, KnownDigests, Generations):
     """Programs, maps and counters of one loaded object.
 
     Use as a context manager; leaving it detaches what is not pinned. Not thread-safe but for
@@ -100,6 +96,8 @@ class BpfBackend:
         Raises:
             HookError: libbpf or the object is missing, or the kernel has no BTF.
         """
+        KnownDigests.__init__(self)
+        Generations.__init__(self, pins)
         self.timings: dict[str, float] = {}
         start = time.perf_counter()
         libbpf.few_arenas()
@@ -116,19 +114,9 @@ class BpfBackend:
             return target not in self.optional or target in present
 
         shipped = data if data is not None else shipped_object(self.object_name)
-        self._key: Final = int.from_bytes(hashlib.sha256(shipped).digest()[:8], "little")
-        self._object: Final = libbpf.Object(shipped, wanted)
-        self._links: dict[str, libbpf.Link | libbpf.PinnedLink] = {}
-        self._pins: Final = pins
-        self._instance = 1
-        self._acts = False
-        self._settles = 0.0
-        self.adopted = False
-        self.last_seen: float | None = None
+        self._key = int.from_bytes(hashlib.sha256(shipped).digest()[:8], "little")
+        self._object = libbpf.Object(shipped, wanted)
         self._maps: list[mmap.mmap] = []
-        self._answered: OrderedDict[bytes, bool] = OrderedDict()
-        self._refused: OrderedDict[bytes, bool] = OrderedDict()
-        self._answer_lock = threading.Lock()
         self._task = 0
         self.timings["open"] = time.perf_counter() - start
 
@@ -183,25 +171,6 @@ class BpfBackend:
         if not self._control.trust_generation:
             self._control.trust_generation = 1
 
-    def _adopt(self, pins: Pins) -> None:
-        """See what an earlier agent has left in force, and take its programs if they are the same.
-
-        Attaching anew would not be for nothing only: the kernel skips the end of system calls that
-        are under way when another program is attached there, and their loads would not be counted.
-        """
-        former = _in_force(pins)
-        self._instance = pins.next_instance(former.instance)
-        attached = {path.name: path for path in pins.programs(former.instance)}
-        self.adopted = bool(attached)
-        ours = self._object.programs.keys() - set(_PLUMBING)
-        if former.programs != self._key or attached.keys() != ours:
-            return
-        self._links = {name: libbpf.PinnedLink(path) for name, path in attached.items()}
-        self._instance = former.instance
-        self._acts = True
-        for name in ours:
-            self._object.programs.pop(name).skip()
-
     def _shared(self, name: str, size: int) -> mmap.mmap:
         memory = self._object.map(name).memory(size)
         self._maps.append(memory)
@@ -230,7 +199,7 @@ class BpfBackend:
         # begin whose end cannot be.
         order = sorted(self._object.programs.values(), key=lambda program: _attach_rank(program.section))
         for program in order:
-            if program.name not in _PLUMBING:
+            if program.name not in PLUMBING:
                 self._links[program.name] = program.attach()
         if self._pins is not None:
             self.pin_links()
@@ -239,50 +208,6 @@ class BpfBackend:
             self._control.instance = self._instance
             self._acts = True
         self.timings["attach"] = time.perf_counter() - start
-
-    def pin_links(self) -> list[str]:
-        """Pin the attachments that are not, and name them: someone has removed their pins."""
-        if self._pins is None or not self._links:
-            return []
-        directory = self._pins.links(self._instance)
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            missing = sorted(self._links.keys() - {path.name for path in directory.iterdir()})
-        except OSError as error:
-            raise HookError(f"{directory}: {error.strerror}: pins cannot be made") from error
-        for name in missing:
-            self._links[name].pin(directory / name)
-        return missing
-
-    def _take_over(self, pins: Pins) -> None:
-        """Let these programs act from now on, and detach those of the agents before.
-
-        Both were attached for a moment; ``bpf/generation.h`` says how one of them acts at each hook.
-        """
-        former = [instance for instance in pins.instances() if instance != self._instance]
-        self._control.instance = self._instance
-        self._control.programs = self._key
-        self._acts = True
-        for instance in former:
-            for path in pins.programs(instance):
-                link = libbpf.PinnedLink(path)
-                self._stats[abi.Stat.FORMER_MISSES] += link.recursion_misses()
-                link.close()
-            pins.remove_instance(instance)
-        for home in pins.foreign():
-            log.warning("%s: other records than this version's; its counts end here", home)
-            pins.remove(home)
-        self._settles = time.monotonic() + _SETTLE_SECONDS
-
-    @property
-    def pinned(self) -> bool:
-        """Whether the attachments outlive this process."""
-        return self._pins is not None and self._acts
-
-    def settle(self) -> None:
-        """End the hand-over, once no load can be between two generations any more. Call now and then."""
-        if self._control.handover and time.monotonic() >= self._settles:
-            self._control.handover = 0
 
     def detach(self) -> None:
         """Detach every program, the pinned ones too; maps and counters stay readable."""
@@ -342,43 +267,6 @@ class BpfBackend:
         if not judges:
             self._control.every_load = 0
         return generation
-
-    def trust_is(self, key: int) -> None:
-        """Say which anchors answers are made with; answers of an earlier agent with others are void.
-
-        Args:
-            key: a number of 64 bits that differs whenever an answer may differ.
-        """
-        if self._control.trust_key != key:
-            # Void first: a crash in between only voids them twice.
-            self.forget_answers()
-            self._control.trust_key = key
-
-    def _remember_answers(self) -> None:
-        """Take up the answers of an earlier agent, as far as they still count."""
-        # Read whole first: the kernel begins anew behind an element that was deleted.
-        for digest, value in list(self._answers.items(abi.DIGEST_LEN, ctypes.sizeof(abi.Answer))):
-            answer = abi.Answer.from_buffer_copy(value)
-            if answer.trust_generation != self._control.trust_generation:
-                self._answers.delete(digest)
-            elif Verification.TRUSTED in {answer.verification, answer.contents}:
-                self._answered[digest] = True
-            else:
-                self._refused[digest] = True
-
-    def forget_answers(self) -> None:
-        """Make every stored answer void at once: the trust anchors changed."""
-        with self._answer_lock:
-            self._control.trust_generation += 1
-            for known in (self._answered, self._refused):
-                for digest in known:
-                    self._answers.delete(digest)
-                known.clear()
-
-    @property
-    def trust_generation(self) -> int:
-        """Generation that an answer must carry to count; note it before verifying."""
-        return int(self._control.trust_generation)
 
     def configure(
         self,
@@ -444,52 +332,6 @@ class BpfBackend:
         """Tell the programs that nobody answers any more, so that no load waits."""
         self._control.heartbeat = 0
 
-    def answer(
-        self,
-        digest: bytes,
-        verification: Verification,
-        trust_generation: int,
-        contents: Verification = Verification.NOT_YET,
-    ) -> None:
-        """Store what verification found for a digest (32 bytes, SHA-256).
-
-        ``contents`` is what it found for what a compressed file unpacks to.
-
-        Trusted digests are kept apart from refused ones, so that a storm of refused modules
-        evicts none of them. Raises HookError when the map is full or gone.
-        """
-        known, limit = (
-            (self._answered, _TRUSTED_MAX)
-            if Verification.TRUSTED in {verification, contents}
-            else (self._refused, _REFUSED_MAX)
-        )
-        answer = abi.Answer(trust_generation=trust_generation, verification=verification, contents=contents)
-        other = self._refused if known is self._answered else self._answered
-        with self._answer_lock:
-            if trust_generation != self._control.trust_generation:
-                return  # verified against anchors that are gone
-            other.pop(digest, None)
-            known.pop(digest, None)
-            while len(known) >= limit:
-                oldest, _ = known.popitem(last=False)
-                self._answers.delete(oldest)
-            self._answers.update(digest, bytes(answer))
-            known[digest] = True
-
-    def done(self, question: int) -> None:
-        """End the wait for a question. After ``answer``, never before it."""
-        self._done.update(question.to_bytes(8, "little"), (1).to_bytes(4, "little"))
-
-    def answered_for(self, device: tuple[int, int], inode: int, size: int, trust_generation: int) -> None:
-        """Tell the programs that a file's digest has been answered: they need not ask early.
-
-        A hint. A file that no longer has these bytes is asked about late, when its digest
-        turns out to be unknown. Any thread may call this.
-        """
-        major, minor = device
-        file = abi.File(inode=inode, size=size, device=(major << 20 | minor) & 0xFFFFFFFF)
-        self._files.update(bytes(file), trust_generation.to_bytes(8, "little"))
-
     # --- what the programs tell the agent ----------------------------------------------
 
     def rings(self) -> tuple[libbpf.RingBuffer, ...]:
@@ -538,93 +380,6 @@ class BpfBackend:
         if code == errno.EPERM and not any(seen):
             raise HookError("the self-probe was refused before any hook: the agent lacks CAP_SYS_MODULE")
         return ProbeResult(code, *seen)
-
-    # --- counters (kmodgate.telemetry reads these) --------------------------------------
-
-    def loads(self) -> Iterator[tuple[Verdict, Reason, Api, By, int]]:
-        """Verdicts by reason, call and decider, those that were ever given."""
-        for verdict in Verdict:
-            for reason in Reason:
-                for api in Api:
-                    for by in By:
-                        slot = (verdict * abi.REASON_SLOTS + reason) * len(Api) + api
-                        count = self._counters[slot * abi.BY_SLOTS + by]
-                        if count:
-                            yield verdict, reason, api, by, count
-
-    def stat(self, stat: abi.Stat) -> int:
-        """One plain count."""
-        return int(self._stats[stat])
-
-    def histogram(self, name: str) -> KernelHistogram:
-        """One histogram, ``"hold"`` or ``"decision"``; buckets double from one microsecond."""
-        base = abi.Histogram[name.upper()] * abi.HISTOGRAM_ROW
-        last = abi.HISTOGRAM_BUCKETS - 1
-        buckets = tuple(
-            (math.inf if bucket == last else 2**bucket * 1e-6, int(self._histograms[base + bucket]))
-            for bucket in range(abi.HISTOGRAM_BUCKETS)
-        )
-        return KernelHistogram(buckets, self._histograms[base + abi.HISTOGRAM_BUCKETS] / 1e9)
-
-    def attempts(self) -> int:
-        """Loads that reached the first hook."""
-        return self.stat(abi.Stat.ATTEMPTS_FINIT) + self.stat(abi.Stat.ATTEMPTS_INIT)
-
-    def undecided(self) -> int:
-        """Loads that failed on their own before a decision was due."""
-        return self.stat(abi.Stat.UNDECIDED)
-
-    def loaded_unseen(self) -> int:
-        """Modules that got in without a decision."""
-        return self.stat(abi.Stat.LOADED_UNSEEN)
-
-    def program_fds(self) -> list[int]:
-        """Descriptors of all programs, for whoever protects them. They stay this object's."""
-        loaded = [program.fd for program in self._object.programs.values()]
-        return loaded + [
-            link.program_fd for link in self._links.values() if isinstance(link, libbpf.PinnedLink)
-        ]
-
-    def misses(self) -> int:
-        """How often the kernel's recursion guard skipped one of the programs."""
-        return sum(link.recursion_misses() for link in self._links.values()) + self.stat(
-            abi.Stat.FORMER_MISSES
-        )
-
-    def lost(self) -> Mapping[str, int]:
-        """Records that found their ring full, by ring."""
-        return {
-            "event_ring": self.stat(abi.Stat.EVENTS_LOST),
-            "question_ring": self.stat(abi.Stat.QUESTIONS_LOST),
-        }
-
-    def errors(self) -> Mapping[str, int]:
-        """What failed inside the programs, by kind."""
-        kinds = (
-            abi.Stat.LOADED_UNSEEN,
-            abi.Stat.STORAGE_FAILED,
-            abi.Stat.READ_FAILED,
-            abi.Stat.PATH_FAILED,
-            abi.Stat.TABLE_RACED,
-            abi.Stat.ABANDONED,
-            abi.Stat.REDECIDED,
-            abi.Stat.REFUSED_EARLY,
-            abi.Stat.WAITS_REFUSED,
-        )
-        return {kind.name.lower(): self.stat(kind) for kind in kinds}
-
-
-def _in_force(pins: Pins) -> abi.Control:
-    """What the pinned control map says; all 0 where nothing is pinned."""
-    path = pins.maps / "control"
-    if not path.exists():
-        return abi.Control()
-    pinned = libbpf.pinned_map(path)
-    try:
-        with pinned.memory(ctypes.sizeof(abi.Control)) as memory:
-            return abi.Control.from_buffer_copy(memory)
-    finally:
-        os.close(pinned.fd)
 
 
 def _attach_rank(section: str) -> int:

@@ -13,6 +13,7 @@ from kmodgate.hooks import choice
 from kmodgate.hooks.basic import BasicBackend
 from kmodgate.hooks.bpf import BpfBackend
 from kmodgate.hooks.choice import Features, choose
+from kmodgate.hooks.fmod_ret import FmodRetBackend
 from kmodgate.model import Backend
 
 HOOKS = {"bpf_lsm_kernel_read_file", "bpf_lsm_kernel_load_data", "bpf_lsm_locked_down"}
@@ -46,9 +47,10 @@ def test_an_old_kernel_gets_the_basic_rung_and_hears_why() -> None:
     found = choose(OLD)
     assert found.backend is Backend.BPF_LSM_BASIC
     assert choice.BACKENDS[found.backend] is BasicBackend
-    ((passed_over, lacks),) = found.passed_over
-    assert passed_over is Backend.BPF_LSM
-    assert set(lacks) == {
+    passed_over = dict(found.passed_over)
+    assert list(passed_over) == [Backend.BPF_LSM, Backend.BPF_FMOD_RET]
+    assert "no bpf_loop()" in passed_over[Backend.BPF_FMOD_RET]
+    assert set(passed_over[Backend.BPF_LSM]) == {
         "no function module_sig_check() to attach to",
         "no bpf_loop()",
         "no task storage",
@@ -70,7 +72,7 @@ def test_an_old_kernel_gets_the_basic_rung_and_hears_why() -> None:
 )
 def test_each_feature_counts(without: dict[str, object], lacks: str) -> None:
     features = replace(NEW, **without)  # type: ignore[arg-type]  # each value has its field's type
-    assert choose(features).passed_over == ((Backend.BPF_LSM, (lacks,)),)
+    assert choose(features).passed_over[0] == (Backend.BPF_LSM, (lacks,))
     with pytest.raises(HookError, match=r"backend bpf-lsm cannot work on this kernel: no "):
         choose(features, Backend.BPF_LSM)
 
@@ -100,7 +102,32 @@ def test_a_list_of_security_modules_out_of_sight_is_no_refusal() -> None:
 
 def test_a_worse_rung_can_be_asked_for() -> None:
     found = choose(NEW, Backend.BPF_LSM_BASIC)
-    assert (found.backend, found.passed_over) == (Backend.BPF_LSM_BASIC, ((Backend.BPF_LSM, ()),))
+    assert (found.backend, found.passed_over[0]) == (Backend.BPF_LSM_BASIC, (Backend.BPF_LSM, ()))
+
+
+SECURITY = {
+    f"security_{name}"
+    for name in (
+        "kernel_read_file",
+        "kernel_load_data",
+        "kernel_post_read_file",
+        "kernel_post_load_data",
+        "locked_down",
+        "sb_free",
+    )
+}
+
+
+def test_without_bpf_among_the_security_modules_the_gates_are_next() -> None:
+    features = replace(NEW, functions=NEW.functions | SECURITY, lsm_active=False)
+    found = choose(features)
+    assert found.backend is Backend.BPF_FMOD_RET
+    assert choice.BACKENDS[found.backend] is FmodRetBackend
+    assert "bpf is not among the active security modules" in found.passed_over[0][1][0]
+    for name in SECURITY:
+        lacking = replace(features, functions=features.functions - {name})
+        with pytest.raises(HookError, match=f"no function {name}"):
+            choose(lacking, Backend.BPF_FMOD_RET)
 
 
 def test_what_is_not_there_is_not_replaced_by_something_else() -> None:
