@@ -141,7 +141,7 @@ def test_nobody_gets_a_map_a_program_or_a_link(
     assert offswitch.open_pin(home / "control") == "EPERM"
     assert offswitch.open_pin(home / "register") == "EPERM"
     # A link can be opened by its pin, and nothing can be done with it.
-    assert offswitch.detach_pinned_link(home / "kmg_guard_umount") == "EOPNOTSUPP"
+    assert offswitch.detach_pinned_link(home / "kmg_guard_umount") in {"ENOTSUP", "EOPNOTSUPP"}
     ours = offswitch.numbers("program") - others["program"]
     assert sh(f"bpftool map dump pinned {home}/control").status != 0
     for number in ours:
