@@ -102,9 +102,7 @@ class Agent:
             watcher = stack.enter_context(ConfigWatcher([self._config_path]))
             with self._timings.timed("config"):
                 facts = read_facts(self._paths)
-                self._settings = read_settings(
-                    self._config_path, self._flag, facts, self._labels, self._paths
-                )
+                self._settings = self._read(facts)
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
             with self._timings.timed("choice"):
                 self._choice = self._choose(facts)
@@ -338,17 +336,9 @@ class Agent:
         for question in backend.questions():
             with survive():
                 self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
-                self._answerer.submit(
-                    Asked(
-                        question.id,
-                        Api(question.api),
-                        question.tgid,
-                        question.tid,
-                        question.fd,
-                        question.address,
-                        question.length,
-                    )
-                )
+                call = (question.fd, question.address, question.length)
+                asker = (question.tgid, question.tid)
+                self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call))
 
     def _tell(self, backend: BpfBackend, event_log: EventLog) -> bool:
         """Tell a batch of loads that ended; False when there was none."""
