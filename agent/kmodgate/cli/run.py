@@ -83,9 +83,9 @@ def command(  # noqa: PLR0917  # one parameter for each option
     Decisions are written to standard output, one JSON object a line; diagnostics go to
     standard error. /metrics, /healthz and /readyz are served on the listen address of the
     config (127.0.0.1:9464 by default). SIGHUP reads the config again; SIGTERM stops the
-    agent and detaches its programs.
+    agent, and enforcement goes on without it unless the config says `onExit: detach`.
 
-    Needs root, libbpf1, and a kernel with BTF and `bpf` among its security modules:
+    Needs root, libbpf1, and a kernel with BTF, best with `bpf` among its security modules:
     `kmodgate doctor` says whether they are there.
 
     Exit codes: 0 stopped by a signal, 2 bad config, 3 this node cannot enforce the policy.
