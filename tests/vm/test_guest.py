@@ -17,7 +17,7 @@ from tests.vm import kernels, matrix
 from vmtool import VmDied, VmToolError, artifacts, loadpinlab
 from vmtool.lab import run_in_guest
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(3000)]
 
 SUITES = os.environ.get("KMODGATE_TEST_KERNEL", "bookworm trixie").split()
 GUEST = "/src/tests/vm/guest"
@@ -61,7 +61,7 @@ def status(suite: str, share: Path) -> int:
             suite=suite,
             share=share,
             live=True,
-            timeout=1500,
+            timeout=2700,
             append=kernels.of_suite(suite).append,
         )
     except VmDied as error:

@@ -25,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(word): left out where kernels.py says that the kernel lacks it")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The page that starts an agent of its own goes before the one that all others share."""
+    items.sort(key=lambda item: item.path.name != "test_docs_signing.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """The one way in which a test is left out: by the table."""
     for mark in item.iter_markers("needs"):

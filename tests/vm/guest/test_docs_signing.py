@@ -83,6 +83,7 @@ def shell(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdin.write("kill %1 2>/dev/null; wait; exit\n")
         process.stdin.close()
         process.wait(60)
+        subprocess.run(["kmodgate", "detach"], check=True, capture_output=True)
         lab.unload("kmgtest")
 
 
