@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.vm import lab
@@ -74,12 +75,17 @@ def test_a_killed_agent_opens_nothing_and_loses_no_count(agent: lab.Agent, work:
     assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
 
 
+def told_of(agent: lab.Agent, path: Path) -> list[dict[str, Any]]:
+    return [event for event in agent.events() if event["path"] == str(path)]
+
+
 def test_what_happened_without_an_agent_is_told_by_the_next(shot: lab.Agent, work: Path) -> None:
-    shot.mark()
-    assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+    path = work / "kmgtest.unsigned.ko"
+    before = len(told_of(shot, path))
+    assert lab.finit(path).result == "EKEYREJECTED"
     restart(shot)
-    event = shot.next_event()
-    assert (event["verdict"], event["path"]) == ("deny", str(work / "kmgtest.unsigned.ko"))
+    shot.wait_for(lambda: len(told_of(shot, path)) > before, "event")
+    assert told_of(shot, path)[-1]["verdict"] == "deny"
 
 
 def test_an_unknown_module_is_refused_while_nobody_can_verify_it(shot: lab.Agent, work: Path) -> None:
@@ -88,10 +94,10 @@ def test_an_unknown_module_is_refused_while_nobody_can_verify_it(shot: lab.Agent
     time.sleep(4)  # the age at which a heartbeat counts no more is three seconds
     outcome = lab.finit(path)
     assert outcome.result == "EKEYREJECTED"
-    shot.mark()
     restart(shot)
-    assert shot.events()[-1]["reason"] == "agent_unavailable"
-    assert shot.events()[-1]["hold_us"] == 0
+    shot.wait_for(lambda: told_of(shot, path) != [], "event")
+    (event,) = told_of(shot, path)
+    assert (event["reason"], event["hold_us"]) == ("agent_unavailable", 0)
 
 
 def test_failure_policy_ignore_lets_the_unknown_in_and_the_known_bad_not(
