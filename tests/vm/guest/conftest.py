@@ -25,6 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(word): left out where kernels.py says that the kernel lacks it")
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Tell a failure at once: the machine may not live to the end of the run."""
+    if report.failed:
+        print(
+            f"\n{report.nodeid} ({report.when}): {report.longreprtext[-3000:]}", file=sys.stderr, flush=True
+        )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The page that starts an agent of its own goes before the one that all others share."""
     items.sort(key=lambda item: item.path.name != "test_docs_signing.py")
