@@ -293,7 +293,7 @@ def test_a_removed_pin_is_made_anew(agent: lab.Agent) -> None:
     pin.unlink()
     agent.wait_for(pin.exists, "pin")
     agent.wait_for(
-        lambda: "pins were removed and are made anew: kmg_locked_down" in agent.log(), "word of it"
+        lambda: "pins were removed, and were made anew (kmg_locked_down)" in agent.log(), "word of it"
     )
 
 
