@@ -128,6 +128,10 @@ test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
+.PHONY: test-attacks
+test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and crowd (root, half an hour)
+	KMODGATE_TEST_GUEST=all $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
 	KMODGATE_RESIDUAL_ATTEMPTS=100000 KMODGATE_FMOD_RET_RUNS=3 $(BIN)/pytest -q -s -m vm tests/vm/test_fmod_ret.py
@@ -135,7 +139,7 @@ test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loa
 .PHONY: test-matrix
 test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.10 on, one table of results (root)
 	@rm -f build/vm/*.xml build/vm/*.json
-	@status=0; KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
+	@status=0; KMODGATE_TEST_GUEST=all KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
 		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
 
 .PHONY: test
