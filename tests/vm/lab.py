@@ -185,7 +185,8 @@ class Agent:
 
     def events(self) -> list[dict[str, Any]]:
         """The module_load events so far."""
-        lines = self._out.read_text().splitlines()
+        # The last line may be half written.
+        lines = self._out.read_text().rpartition("\n")[0].splitlines()
         records = [json.loads(line) for line in lines if line.strip()]
         return [record for record in records if record["event"] == "module_load"]
 
