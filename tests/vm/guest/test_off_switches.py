@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 from tests.vm import lab, offswitch
@@ -48,9 +51,18 @@ def test_readyz_says_so_while_the_switch_cannot_be_set_back(agent: lab.Agent, wo
     agent.mark()
 
 
+def resumed(pid: int) -> bool:
+    """Sends SIGCONT; whether the process is neither stopped nor about to be."""
+    os.kill(pid, signal.SIGCONT)
+    time.sleep(0.5)
+    return "State:\tT" not in Path(f"/proc/{pid}/status").read_text()
+
+
 def test_without_hardening_nothing_is_denied(agent: lab.Agent) -> None:
     assert offswitch.python(offswitch.STEAL_DESCRIPTOR, agent.pid).status == 0
     assert offswitch.python(offswitch.WRITE_MEMORY, agent.pid).status == 0
     assert offswitch.python(offswitch.ATTACH, agent.pid).status == 0
+    # Attaching sends SIGSTOP, and a tracer that ends leaves that behind.
+    agent.wait_for(lambda: resumed(agent.pid), "agent that runs")
     assert all(offswitch.open_number("map", number) == "ok" for number in offswitch.numbers("map"))
     assert offswitch.sh("kmodgate unlock --token-file /etc/hostname").status == 3
