@@ -142,6 +142,10 @@ test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.
 	@status=0; KMODGATE_TEST_GUEST=all KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
 		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
 
+.PHONY: test-arm64
+test-arm64: $(STAMP) $(BPF_OBJECT) ## The smoke test on Debian's arm64 kernel (root; qemu-system-arm)
+	$(BIN)/pytest -q -m vm tests/vm/test_arm64.py
+
 .PHONY: test
 test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
