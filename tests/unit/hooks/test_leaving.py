@@ -15,7 +15,7 @@ from kmodgate.hooks.pins import Pins
 
 
 class Kernel:
-    """Links 10, 11, … in the order of their pins' names; each lives until ``ends`` looks after it was unpinned."""
+    """Links 10, 11, … in the order of their pins; each lives until ``ends`` looks after it was unpinned."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, ends: int) -> None:
         self.looks = 0
