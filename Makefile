@@ -132,6 +132,10 @@ test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
 test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and crowd (root, half an hour)
 	KMODGATE_TEST_GUEST=all $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
 
+.PHONY: test-storm
+test-storm: $(STAMP) $(BPF_OBJECT) ## A storm of 100,000 loads on two CPUs, counted from outside (root)
+	KMODGATE_STORM_ATTEMPTS=100000 KMODGATE_TEST_GUEST=test_attack_storm.py $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
 	KMODGATE_RESIDUAL_ATTEMPTS=100000 KMODGATE_FMOD_RET_RUNS=3 $(BIN)/pytest -q -s -m vm tests/vm/test_fmod_ret.py
