@@ -2,7 +2,8 @@
 """Boots each kernel once, runs tests/vm/guest inside, then looks at what it brought back.
 
 KMODGATE_TEST_KERNEL names the Debian suites whose kernels boot, with blanks between them.
-KMODGATE_TEST_GUEST is ``all`` for every file, or names one. The results stay in build/vm; ``python -m tests.vm.matrix`` makes one table of them.
+KMODGATE_TEST_GUEST is ``all`` for every file, or names one. The results stay in build/vm;
+``python -m tests.vm.matrix`` makes one table of them.
 """
 
 from __future__ import annotations
