@@ -178,7 +178,7 @@ conformance: $(STAMP) ## Compare with four real kernels and write docs/conforman
 
 .PHONY: docs
 docs: $(STAMP) ## Write the generated documentation anew
-	$(BIN)/python -m kmodgate.telemetry.metrics > docs/metrics.md
+	$(BIN)/python -m kmodgate.telemetry.reference > docs/metrics.md
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
 
 .PHONY: clean

@@ -32,6 +32,7 @@ from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks.bpf import BpfBackend
 from .hooks.choice import Choice, Features, choose
+from .hooks.pins import counts_since
 from .lookout import Lookout
 from .loop import Timings, UnseenLoads, signals_on_a_socket, survive, wait_limit
 from .model import Api, Mode, Policy
@@ -200,6 +201,7 @@ class Agent:
         )
         self._metrics.attach(backend)
         self._status.set_backend(backend.backend)
+        self._status.set_counts_since(counts_since(backend.backend))
         self._publish(backend)
         backend.heartbeat()
         self._unseen = UnseenLoads(backend.loaded_unseen())
@@ -223,6 +225,7 @@ class Agent:
 
     def _configure(self, backend: BpfBackend) -> None:
         config = self._settings.config
+        self._status.set_hold_limit(config.hold_timeout)
         backend.configure(
             hold_seconds=config.hold_timeout,
             max_size=config.max_module_size,
