@@ -129,7 +129,8 @@ def test_no_loader_can_make_a_series(metrics: AgentMetrics, change: Callable[...
 
 def test_exemplars_lead_to_the_log(metrics: AgentMetrics, change: Callable[..., LoadEvent]) -> None:
     reading, writing = os.pipe()
-    log = EventLog(io.FileIO(writing, "w"))
+    stream = io.FileIO(writing, "w")
+    log = EventLog(stream)
     metrics.attach_event_log(log)
     labels = {"verdict": "deny", "reason": "unsigned", "api": "finit_module", "by": "kmodgate"}
     assert sample(metrics, MODULE_LOADS.name, **labels).exemplar is None
@@ -144,6 +145,7 @@ def test_exemplars_lead_to_the_log(metrics: AgentMetrics, change: Callable[..., 
     lines = os.read(reading, 1 << 16).splitlines()
     assert any(f'"sequence":{number},'.encode() in line for line in lines)
     os.close(reading)
+    stream.close()
     held = [s for s in openmetrics(metrics) if s.name == f"{HOLD_SECONDS.name}_bucket" and s.exemplar]
     assert {s.labels["le"] for s in held} == {"0.004096", "0.016384"}
     for bucket in held:
