@@ -25,6 +25,8 @@ FUZZ_TEST_RUNS ?= 10000
 FUZZ_TARGETS ?= all
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1
+# What npm brings is kept between checkouts.
+SCHEMA := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/dashboards
 VM := $(BIN)/python vm-images/vm
 
 .PHONY: help
@@ -123,6 +125,19 @@ test-modules: $(STAMP) vm ## Verify every module of Debian's kernel package, and
 test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)
 	$(BIN)/pytest -q -m bpf tests/bpf
 
+.PHONY: test-monitoring
+test-monitoring: $(STAMP) test-dashboards ## Rules, dashboards and exporter with a real Prometheus and Alertmanager
+	$(BIN)/pytest -q tests/rules tests/monitoring
+
+.PHONY: test-dashboards
+test-dashboards: $(STAMP) ## Hold the dashboards against Grafana's own schema (npm)
+	@command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends npm; } || \
+		{ echo "npm is needed; run: sudo apt-get install npm" >&2; exit 3; }
+	@mkdir -p $(SCHEMA)
+	@cmp -s tests/dashboards/package.json $(SCHEMA)/package.json && [ -d $(SCHEMA)/node_modules/@grafana/schema ] || \
+		{ cp tests/dashboards/package.json $(SCHEMA) && cd $(SCHEMA) && npm install --no-audit --no-fund --loglevel=error; }
+	$(BIN)/python -m tests.dashboards.check $(SCHEMA)
+
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
@@ -143,7 +158,7 @@ test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.
 		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
 
 .PHONY: test
-test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
+test: setup lint test-fast test-monitoring test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
 bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
@@ -180,6 +195,7 @@ conformance: $(STAMP) ## Compare with four real kernels and write docs/conforman
 docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m kmodgate.telemetry.reference > docs/metrics.md
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
+	$(BIN)/python -m tools.dashboards
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.monitoring import fleet
 from tests.rules.parts import ROOT, debian_program
 
@@ -55,7 +54,7 @@ class Prometheus:
     def get(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  # loopback
+            with urllib.request.urlopen(url, timeout=60) as answer:  # loopback
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
@@ -148,7 +147,7 @@ def prometheus(folder: Path, config: str, *options: str, week: bool = False) -> 
 
         def ready() -> bool:
             assert process.poll() is None, log.read_text()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=5) as answer:  # noqa: S310  # the same
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=5) as answer:  # the same
                 return bool(answer.status == 200)
 
         wait_for("Prometheus", ready)

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 from prometheus_client import generate_latest
-
 from tests.monitoring.fleet import BUILT_IN, UNSIGNED, Node
 from tests.rules.parts import debian_program
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from tests.monitoring import fleet
 from tests.monitoring.conftest import SCRAPE, Monitored, wait_for
 from tests.rules.names import foreign_names, label_mistakes
@@ -92,7 +91,7 @@ def test_dashboards_hold_together(made: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "panel", "expression"),
-    panels(),
+    list(panels()),
     ids=[f"{n}-{p['title']}-{i}" for i, (n, p, _) in enumerate(panels())],
 )
 def test_panels_name_what_exists(name: str, panel: dict[str, Any], expression: str) -> None:
@@ -136,7 +135,7 @@ def test_alerts_find_their_trouble(monitored: Monitored, rule: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     ("name", "panel", "expression"),
-    panels(),
+    list(panels()),
     ids=[f"{n}-{p['title']}-{i}" for i, (n, p, _) in enumerate(panels())],
 )
 def test_panels_show_something(

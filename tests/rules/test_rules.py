@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-
-from kmodgate.telemetry.table import Kind
 from tests.rules.names import BY_NAME, foreign_names, label_mistakes, metric_of
 from tests.rules.parts import ROOT, debian_program
+
+from kmodgate.telemetry.table import Kind
 
 RULES = sorted((ROOT / "helm/kmodgate/rules").glob("*.yaml"))
 CASES = sorted(Path(__file__).parent.glob("*.test.yaml"))

@@ -214,7 +214,6 @@ def datasource_variable(name: str, kind: str, label: str) -> Json:
         "label": label,
         "query": kind,
         "hide": 0,
-        "current": {},
         "options": [],
         "multi": False,
         "includeAll": False,
@@ -225,23 +224,23 @@ def datasource_variable(name: str, kind: str, label: str) -> Json:
 
 def label_variable(name: str, label: str, expr: str, *, several: bool) -> Json:
     """Picks values of a label."""
-    return {
+    variable: Json = {
         "type": "query",
         "name": name,
         "label": label,
         "datasource": PROMETHEUS,
         "query": {"query": expr, "refId": "values", "qryType": 1},
-        "definition": expr,
         "refresh": 2,
         "sort": 1,
         "multi": several,
         "includeAll": several,
-        "allValue": ".*" if several else None,
-        "current": {"text": "All", "value": "$__all"} if several else {},
         "options": [],
         "hide": 0,
         "regex": "",
     }
+    if several:
+        variable |= {"allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+    return variable
 
 
 def text_variable(name: str, label: str, value: str) -> Json:
