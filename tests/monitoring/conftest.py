@@ -124,7 +124,7 @@ def prometheus(folder: Path, config: str, *options: str, week: bool = False) -> 
     """A Prometheus with this config, ready."""
     data, port = folder / "data", free_port()
     if week:
-        command = [
+        command: list[str | Path] = [
             debian_program("promtool"),
             "tsdb",
             "create-blocks-from",
@@ -159,7 +159,7 @@ def alertmanager(folder: Path, webhook: int) -> Iterator[int]:
     """An Alertmanager that sends everything to a webhook; its port."""
     port = free_port()
     (folder / "alertmanager.yml").write_text(
-        "route: {receiver: hook, group_by: [alertname, instance, severity], group_wait: 1s, group_interval: 5s}\n"
+        "route: {receiver: hook, group_by: [alertname, instance], group_wait: 1s, group_interval: 5s}\n"
         f"receivers: [{{name: hook, webhook_configs: [{{url: 'http://127.0.0.1:{webhook}/'}}]}}]\n"
     )
     arguments = [

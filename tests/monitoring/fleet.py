@@ -2,8 +2,8 @@
 """A synthetic fleet: 200 nodes in one process, each with the agent's real exporter.
 
 Names, counts and troubles are made up; what is served is what an agent serves: ``AgentMetrics`` over
-``TelemetryServer``, an event log beside it. Only the kernel's counters are replaced. Some nodes are in trouble,
-each in another one, so that every alert has something to fire for.
+``TelemetryServer``, an event log beside it. Only the kernel's counters are replaced. Some nodes are in
+trouble, each in another one, so that every alert has something to fire for.
 
 Run as a program it serves until it is stopped: ``python -m tests.monitoring.fleet prometheus.yml``.
 """
@@ -136,7 +136,7 @@ class Node:
         self.status.set_pins(ROOT, current=True, verity=0)
         self.status.set_preverified({})
         self.status.set_loaded_modules({LoadedSignature.TRUSTED_SIGNATURE: 94})
-        ends = {"gpu": [400, 20], "edge": [5], "batch": [0.5]}.get(pool, [400])
+        ends: list[float] = {"gpu": [400, 20], "edge": [5], "batch": [0.5]}.get(pool, [400])
         self.status.set_trust_anchors(
             TrustAnchorValidity(f"{number + 1:x}" * 16 + pool.encode().hex(), now + days * DAY)
             for number, days in enumerate(ends)
@@ -302,7 +302,8 @@ def scrape_config(
         ]
     lines += ["scrape_configs:", "  - job_name: kmodgate", "    static_configs:"]
     lines += [
-        f"      - {{targets: ['127.0.0.1:{target.port}'], labels: {{instance: {target.name}, pool: {target.pool}}}}}"
+        f"      - {{targets: ['127.0.0.1:{target.port}'], "
+        f"labels: {{instance: {target.name}, pool: {target.pool}}}}}"
         for target in targets
     ]
     lines += ["  - job_name: kube-state-metrics", f"    static_configs: [{{targets: ['127.0.0.1:{kube}']}}]"]

@@ -17,7 +17,7 @@ from tests.rules.parts import ROOT
 from tools.dashboards.__main__ import FOLDER, dashboards, text
 
 UNSIGNED_NODE = "synthetic-gpu-003"
-# The alerts of a node show only what fires there; all other panels are looked at on a node in another trouble.
+# What a panel shows has to go wrong on the node that is looked at.
 NODE_OF_PANEL = {
     "What should stay at 0": "synthetic-gpu-008",
     "Slowest wait, and the limit": "synthetic-gpu-007",

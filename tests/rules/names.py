@@ -47,7 +47,7 @@ def label_mistakes(expression: str) -> list[str]:
                 mistakes.append(f"{name} has no label {label}")
                 continue
             values = value.split("|") if "~" in operator else [value]
-            for one in values:
-                if labels[label].values and not one.startswith("$") and one not in labels[label].values:
-                    mistakes.append(f"{name}: {label} is never {one!r}")
+            known = labels[label].values
+            wrong = [one for one in values if known and not one.startswith("$") and one not in known]
+            mistakes += [f"{name}: {label} is never {one!r}" for one in wrong]
     return mistakes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules: Prometheus accepts them, each alert fires when it should and not else, and nothing is misspelt."""
+"""The rules: Prometheus accepts them, each alert fires when it should, and nothing is misspelt."""
 
 from __future__ import annotations
 

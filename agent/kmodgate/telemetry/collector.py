@@ -371,15 +371,15 @@ def _histogram(metric: Metric, data: KernelHistogram, told: Mapping[int, Told] |
     family = HistogramMetricFamily(metric.family, metric.help, labels=metric.label_names)
     total, finer = 0, iter(data.buckets)
     bound, count = next(finer, (math.nan, 0))
-    buckets: list[tuple[str, float, Exemplar | None]] = []
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
     for position, end in enumerate((*metric.buckets, math.inf)):
         while bound <= end:
             total += count
             bound, count = next(finer, (math.nan, 0))
         # As above: what is told and not counted yet is left out.
         below = buckets[-1][1] if buckets else 0
-        example = told.get(position) if told and total > below else None
+        example = _exemplar(told.get(position) if told and total > below else None)
         name = "+Inf" if math.isinf(end) else repr(end)
-        buckets.append((name, total, _exemplar(example)))
+        buckets.append((name, total) if example is None else (name, total, example))
     family.add_metric((), buckets, data.sum_seconds)
     return family

@@ -26,9 +26,9 @@ Every label has a closed set of values; a value from outside shows as `other`. W
 about (module, path, pod, signer) is in the [event log](events.md).
 
 Asked for OpenMetrics, as Prometheus does, the load counters and the buckets of `kmodgate_decision_seconds`
-and `kmodgate_hold_seconds` carry exemplars: `sequence` is the number of the latest event behind a count, under
-which the event log has it. `_created` stands beside the counters without labels; all counts of the kernel began
-then.
+and `kmodgate_hold_seconds` carry exemplars: `sequence` is the number of the latest event behind a count, by
+which the event log has it. `_created` stands beside the counters without labels; all counts of the kernel
+began then.
 
 A node has at most 150 series, whatever is loaded on it; each configured certificate is one more.
 
