@@ -46,8 +46,8 @@ from .safeguard.hardening import Hardening
 from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
-from .telemetry.http import TelemetryServer
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
+from .webaccess import open_server
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +112,11 @@ class Agent:
                 event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
                 stack.callback(event_log.close)
                 self._metrics.attach_event_log(event_log)
-                listen = self._settings.config.listen
-                server = TelemetryServer(
-                    listen.host,
-                    listen.port,
-                    registry=self._metrics.registry,
+                config = self._settings.config
+                server = open_server(
+                    config.listen,
+                    config.web_config,
+                    metrics=self._metrics,
                     healthy=self._heartbeat.problem,
                     ready=lambda: self._readiness.problem,
                 )
@@ -400,8 +400,8 @@ class Agent:
         return []
 
     def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
-        if new.config.listen != old.config.listen:
-            log.warning("listen address changed: it takes effect at the next start")
+        if (new.config.listen, new.config.web_config) != (old.config.listen, old.config.web_config):
+            log.warning("listen or webConfig changed: it takes effect at the next start")
         if new.config.on_exit is OnExit.KEEP and not backend.pinned:
             log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
         if new.config.backend != old.config.backend:

@@ -136,10 +136,10 @@ class Node:
         self.status.set_pins(ROOT, current=True, verity=0)
         self.status.set_preverified({})
         self.status.set_loaded_modules({LoadedSignature.TRUSTED_SIGNATURE: 94})
-        ends: list[float] = {"gpu": [400, 20], "edge": [5], "batch": [0.5]}.get(pool, [400])
+        known: dict[str, list[float]] = {"gpu": [400, 20], "edge": [5], "batch": [0.5]}
         self.status.set_trust_anchors(
             TrustAnchorValidity(f"{number + 1:x}" * 16 + pool.encode().hex(), now + days * DAY)
-            for number, days in enumerate(ends)
+            for number, days in enumerate(known.get(pool, [400]))
         )
 
     def load(self, load: Load, *, hold: int = 0) -> None:
