@@ -16,6 +16,7 @@ from tests.rules.parts import debian_program
 from kmodgate.config import ListenAddress
 from kmodgate.webaccess import open_server
 
+RIGHT, WRONG = "open sesame", "open barley"
 CONFIG = """\
 scrape_configs:
   - job_name: {job}
@@ -34,7 +35,7 @@ def openssl(*arguments: str | Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A CA, a server's certificate and a client's."""
-    ca = ["-CA", tmp_path / "ca.pem", "-CAkey", tmp_path / "ca.key"]
+    ca: list[str | Path] = ["-CA", tmp_path / "ca.pem", "-CAkey", tmp_path / "ca.key"]
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     openssl(
         *("req", "-x509", *key, "-keyout", tmp_path / "ca.key", "-out", tmp_path / "ca.pem"),
@@ -55,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
             *("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost", "-days", "1"),
             *("-addext", "basicConstraints=critical,CA:FALSE"),
         )
-    hashed = bcrypt.hashpw(b"open sesame", bcrypt.gensalt(10)).decode()
+    hashed = bcrypt.hashpw(RIGHT.encode(), bcrypt.gensalt(10)).decode()
     (tmp_path / "web.yml").write_text(
         "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
         "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n"
@@ -74,17 +75,11 @@ def test_prometheus_scrapes_behind_tls_and_a_password(folder: Path) -> None:
             healthy=lambda: None,
             ready=lambda: None,
         ) as server:
-            client = f", cert_file: {folder}/client.crt, key_file: {folder}/client.key"
+            with_key = f", cert_file: {folder}/client.crt, key_file: {folder}/client.key"
+            who = {"kmodgate": (RIGHT, with_key), "guesses": (WRONG, with_key), "stranger": (RIGHT, "")}
             jobs = [
-                CONFIG.format(
-                    job="kmodgate", folder=folder, client=client, port=server.port, secret="open sesame"
-                ),
-                CONFIG.format(
-                    job="guesses", folder=folder, client=client, port=server.port, secret="open barley"
-                ),
-                CONFIG.format(
-                    job="stranger", folder=folder, client="", port=server.port, secret="open sesame"
-                ),
+                CONFIG.format(job=job, folder=folder, client=certificate, port=server.port, secret=word)
+                for job, (word, certificate) in who.items()
             ]
             config = jobs[0] + "".join(job.removeprefix("scrape_configs:\n") for job in jobs[1:])
             with prometheus(folder, config) as running:
