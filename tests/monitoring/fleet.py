@@ -5,14 +5,14 @@ Names, counts and troubles are made up; what is served is what an agent serves: 
 ``TelemetryServer``, an event log beside it. Only the kernel's counters are replaced. Some nodes are in
 trouble, each in another one, so that every alert has something to fire for.
 
-Run as a program it serves until it is stopped: ``python -m tests.monitoring.fleet prometheus.yml``.
+Run as a program it serves until it is stopped:
+``python -m tests.monitoring.fleet prometheus.yml events.json``.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import os
 import random
 import sys
 import threading
@@ -36,6 +36,7 @@ from kmodgate.model import (
     KernelHistogram,
     LoadEvent,
     Mode,
+    Pod,
     Policy,
     Reason,
     Verdict,
@@ -162,7 +163,12 @@ class Node:
                 mode=self.policy.mode,
                 policy=self.policy.policy,
                 api=api,
-                module="synthetic",
+                module="synthetic_driver",
+                path="/var/lib/synthetic/synthetic_driver.ko",
+                exe="/usr/bin/kmod",
+                uid=0,
+                pod=Pod("0d3b1c52-0000-4000-8000-000000000001", "synthetic", f"loader-of-{self.name}"),
+                node=self.name,
                 hold_ns=hold,
                 decision_ns=decision,
             )
@@ -311,9 +317,9 @@ def scrape_config(
 
 
 def main() -> None:
-    """Serve until stopped, with a config for Prometheus written to the file that is named."""
+    """Serve until stopped; the files that are named get a config for Prometheus, and the event log."""
     rules = Path(__file__).resolve().parents[2] / "helm/kmodgate/rules/*.yaml"
-    with running(Path(os.devnull)) as (targets, kube):
+    with running(Path(sys.argv[2])) as (targets, kube):
         Path(sys.argv[1]).write_text(
             scrape_config(targets, kube, interval="15s", rules=str(rules), alertmanager=None)
         )

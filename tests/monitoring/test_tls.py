@@ -36,7 +36,7 @@ def openssl(*arguments: str | Path) -> None:
 def folder(tmp_path: Path) -> Path:
     """A CA, a server's certificate and a client's."""
     ca: list[str | Path] = ["-CA", tmp_path / "ca.pem", "-CAkey", tmp_path / "ca.key"]
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    key: list[str | Path] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     openssl(
         *("req", "-x509", *key, "-keyout", tmp_path / "ca.key", "-out", tmp_path / "ca.pem"),
         *("-subj", "/CN=a test's CA", "-days", "2"),

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from .parts import (
+    BLUE,
     GREEN,
     RED,
+    SEVERITY,
     YELLOW,
     Json,
     bars,
-    by_name,
+    column,
     dashboard,
     dashboard_link,
     lines,
@@ -19,7 +21,7 @@ from .parts import (
     steps,
     table,
 )
-from .shared import FLEET, NODE, REASONS, REFUSED, TO_NODE, TO_RUNBOOK, variables
+from .shared import ENDS_IN, FLEET, NODE, REASONS, REFUSED, TO_NODE, TO_RUNBOOK, variables
 
 _POOL = 'job="kmodgate", pool=~"$pool"'
 _ALERT = '{alertname=~"Kmodgate.*", alertstate="firing"}'
@@ -111,8 +113,10 @@ def _alerts() -> list[Json]:
             size=(12, 8),
             description="What fires now. The alert leads to its runbook, the node to its dashboard.",
             overrides=[
-                by_name("Alert", ("links", [link("Runbook", TO_RUNBOOK)])),
-                by_name("Node", ("links", [link("Node", TO_NODE)])),
+                column("Alert", 270, ("links", [link("Runbook", TO_RUNBOOK)])),
+                SEVERITY,
+                column("Pool", 80),
+                column("Node", 190, ("links", [link("Node", TO_NODE)])),
             ],
         ),
         table(
@@ -126,7 +130,12 @@ def _alerts() -> list[Json]:
             size=(12, 8),
             description="The nodes with most refused loads in the time shown. Module and pod are in the node's events.",
             decimals=0,
-            overrides=[by_name("Node", ("links", [link("Node", TO_NODE)]))],
+            overrides=[
+                column("Pool", 80),
+                column("Node", 190, ("links", [link("Node", TO_NODE)])),
+                column("Verdict", 100),
+                column("Loads", 80),
+            ],
         ),
     ]
 
@@ -157,6 +166,7 @@ def _coverage() -> list[Json]:
             "Enforcing, by pool",
             query('pool:kmodgate_enforcing:ratio{pool=~"$pool"}', "{{pool}}"),
             description="Nodes that enforce over all nodes of the pool.",
+            size=(7, 7),
             unit="percentunit",
             thresholds=steps((None, RED), (0.5, YELLOW), (0.99, GREEN)),
             bounds=(0, 1),
@@ -168,13 +178,16 @@ def _coverage() -> list[Json]:
                 "{{pool}}: {{reason}}",
                 instant=True,
             ),
+            size=(8, 7),
             description="By pool and reason, in the time shown.",
             decimals=0,
             thresholds=steps((None, YELLOW), (10, RED)),
         ),
         bars(
             "Policy and mode",
-            query('pool_policy_mode:kmodgate_nodes:count{pool=~"$pool"}', "{{pool}}: {{mode}}, {{policy}}"),
+            query('pool_policy_mode:kmodgate_nodes:count{pool=~"$pool"}', "{{pool}}: {{mode}} {{policy}}"),
+            size=(9, 7),
+            thresholds=steps((None, BLUE)),
             description="Nodes by the policy in force there.",
         ),
     ]
@@ -185,12 +198,14 @@ def _inventory() -> list[Json]:
         bars(
             "Versions",
             query('sum by (version) (pool_version:kmodgate_nodes:count{pool=~"$pool"})', "{{version}}"),
+            thresholds=steps((None, BLUE)),
             size=(6, 6),
             description="How far a rollout has come.",
         ),
         bars(
             "Rungs",
             query('sum by (backend) (pool_backend:kmodgate_nodes:count{pool=~"$pool"})', "{{backend}}"),
+            thresholds=steps((None, BLUE)),
             size=(6, 6),
             description="What the nodes' kernels offer; bpf-lsm is the best.",
         ),
@@ -213,7 +228,6 @@ def _inventory() -> list[Json]:
             {"pool": "Pool", "anchor": "Certificate", "Value": "Ends in"},
             size=(6, 6),
             description="Trust anchors by the first digits of their SHA-256. Runbook: KmodgateTrustAnchorExpiring.",
-            unit="s",
-            thresholds=steps((None, RED), (7 * 86400, YELLOW), (30 * 86400, GREEN)),
+            overrides=[column("Pool", 70), column("Certificate", 170), ENDS_IN],
         ),
     ]

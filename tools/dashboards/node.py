@@ -8,11 +8,13 @@ from .parts import (
     GREEN,
     LOKI,
     RED,
+    SEVERITY,
     YELLOW,
     Json,
     bars,
     by_name,
     by_pattern,
+    column,
     dashboard,
     dashboard_link,
     fixed,
@@ -25,7 +27,7 @@ from .parts import (
     steps,
     table,
 )
-from .shared import FLEET, NODE, REFUSED, TO_RUNBOOK, VERDICTS, variables
+from .shared import ENDS_IN, FLEET, NODE, REFUSED, TO_RUNBOOK, VERDICTS, variables
 
 _NODE = 'job="kmodgate", instance="$node"'
 _YES_NO = [
@@ -122,7 +124,7 @@ def _verdicts() -> list[Json]:
             {"alertname": "Alert", "severity": "Severity", "reason": "Reason"},
             size=(8, 8),
             description="What fires for this node now; leads to the runbook.",
-            overrides=[by_name("Alert", ("links", [link("Runbook", TO_RUNBOOK)]))],
+            overrides=[column("Alert", 240, ("links", [link("Runbook", TO_RUNBOOK)])), SEVERITY],
         ),
     ]
 
@@ -144,7 +146,7 @@ def _log() -> list[Json]:
             "logs",
             "Latest refusals",
             [target],
-            size=(24, 8),
+            size=(24, 7),
             description="Module, file, pod and signer, from the event log. Needs Loki with the agents' standard output.",
             datasource=LOKI,
             options={
@@ -200,9 +202,8 @@ def _trust() -> list[Json]:
             query(f"kmodgate_trust_anchor_not_after_timestamp_seconds{{{_NODE}}} - time()", instant=True),
             {"anchor": "Certificate", "Value": "Ends in"},
             size=(8, 8),
-            unit="s",
             description="By the first digits of their SHA-256; `kmodgate trust list` names them.",
-            thresholds=steps((None, RED), (7 * 86400, YELLOW), (30 * 86400, GREEN)),
+            overrides=[ENDS_IN],
         ),
         bars(
             "Loaded modules, by signature",

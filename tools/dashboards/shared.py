@@ -11,10 +11,12 @@ from .parts import (
     RED,
     YELLOW,
     Json,
+    by_name,
     by_pattern,
     datasource_variable,
     fixed,
     label_variable,
+    steps,
     text_variable,
 )
 
@@ -38,6 +40,16 @@ VERDICTS: list[Json] = [
     by_pattern("^would_deny.*", fixed(YELLOW)),
     by_pattern("^allow.*", fixed(GREEN)),
 ]
+
+# A certificate is digits as well, and no time.
+ENDS_IN = by_name(
+    "Ends in",
+    ("unit", "s"),
+    ("decimals", 1),
+    ("thresholds", steps((None, RED), (7 * 86400, YELLOW), (30 * 86400, GREEN))),
+    ("custom.cellOptions", {"type": "color-text"}),
+    ("color", {"mode": "thresholds"}),
+)
 
 
 def variables(*, node: bool) -> list[Json]:
