@@ -247,8 +247,8 @@ OFF_SWITCH_DENIALS: Final = Metric(
     "kmodgate_off_switch_denials_total",
     Kind.COUNTER,
     "Attempts on the off switches that the guard denied (`hardened: true`), by which one.",
-    "The log names the process that tried last. `bpf` also counts harmless readers, such as `bpftool` "
-    "listing maps.",
+    "There on hardened nodes alone. The log names the process that tried last. `bpf` also counts harmless "
+    "readers, such as `bpftool` listing maps.",
     (Label("switch", tuple(GuardedSwitch)),),
 )
 POLICY_INFO: Final = Metric(
