@@ -27,6 +27,7 @@ FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1
 # What npm brings is kept between checkouts.
 SCHEMA := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/dashboards
+DRAW := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/pictures
 VM := $(BIN)/python vm-images/vm
 
 .PHONY: help
@@ -137,6 +138,15 @@ test-dashboards: $(STAMP) ## Hold the dashboards against Grafana's own schema (n
 	@cmp -s tests/dashboards/package.json $(SCHEMA)/package.json && [ -d $(SCHEMA)/node_modules/@grafana/schema ] || \
 		{ cp tests/dashboards/package.json $(SCHEMA) && cd $(SCHEMA) && npm install --no-audit --no-fund --loglevel=error; }
 	$(BIN)/python -m tests.dashboards.check $(SCHEMA)
+
+.PHONY: pictures
+pictures: $(STAMP) ## Draw the dashboards into docs/pictures (npm, chromium; a quarter of an hour)
+	@command -v npm chromium >/dev/null || { echo "npm and chromium are needed; run: sudo apt-get install npm chromium" >&2; exit 3; }
+	@mkdir -p $(DRAW)
+	@cmp -s tests/dashboards/render/package.json $(DRAW)/package.json && [ -d $(DRAW)/node_modules/@grafana/ui ] || \
+		{ cp tests/dashboards/render/package.json $(DRAW) && cd $(DRAW) && \
+		npm install --no-audit --no-fund --loglevel=error --legacy-peer-deps && node node_modules/esbuild/install.js; }
+	$(BIN)/python -m tests.dashboards.pictures $(DRAW) 12
 
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
