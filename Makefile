@@ -141,7 +141,7 @@ test-dashboards: $(STAMP) ## Hold the dashboards against Grafana's own schema (n
 
 .PHONY: pictures
 pictures: $(STAMP) ## Draw the dashboards into docs/pictures (npm, chromium; a quarter of an hour)
-	@command -v npm chromium >/dev/null || { echo "npm and chromium are needed; run: sudo apt-get install npm chromium" >&2; exit 3; }
+	@command -v npm >/dev/null && command -v chromium >/dev/null || { echo "npm and chromium are needed; run: sudo apt-get install npm chromium" >&2; exit 3; }
 	@mkdir -p $(DRAW)
 	@cmp -s tests/dashboards/render/package.json $(DRAW)/package.json && [ -d $(DRAW)/node_modules/@grafana/ui ] || \
 		{ cp tests/dashboards/render/package.json $(DRAW) && cd $(DRAW) && \
