@@ -178,7 +178,7 @@ DECISION_SECONDS: Final = Metric(
     Kind.HISTOGRAM,
     "Time that the deciding program took for a load, the wait for the agent included.",
     "What kmodgate adds to a load. Microseconds, unless the load had to wait for a verification.",
-    buckets=_doubled(2, 4, 6, 8, 10, 12, 14, 16, 18, 20),
+    buckets=_doubled(2, 4, 6, 8, 10, 14, 18),
 )
 HOLD_SECONDS: Final = Metric(
     "kmodgate_hold_seconds",
@@ -199,7 +199,7 @@ VERIFY_SECONDS: Final = Metric(
     Kind.HISTOGRAM,
     "Time that the agent took to read and verify one module.",
     "If this is short while the hold is long, questions wait for a worker.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0),
 )
 QUESTIONS: Final = Metric(
     "kmodgate_questions_total",
