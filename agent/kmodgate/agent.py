@@ -32,6 +32,7 @@ from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks.bpf import BpfBackend
 from .hooks.choice import Choice, Features, choose
+from .hooks.pins import counts_since
 from .lookout import Lookout
 from .loop import Timings, UnseenLoads, signals_on_a_socket, survive, wait_limit
 from .model import Api, Mode, Policy
@@ -45,8 +46,8 @@ from .safeguard.hardening import Hardening
 from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
-from .telemetry.http import TelemetryServer
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
+from .webaccess import open_server
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +112,11 @@ class Agent:
                 event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
                 stack.callback(event_log.close)
                 self._metrics.attach_event_log(event_log)
-                listen = self._settings.config.listen
-                server = TelemetryServer(
-                    listen.host,
-                    listen.port,
-                    registry=self._metrics.registry,
+                config = self._settings.config
+                server = open_server(
+                    config.listen,
+                    config.web_config,
+                    metrics=self._metrics,
                     healthy=self._heartbeat.problem,
                     ready=lambda: self._readiness.problem,
                 )
@@ -200,6 +201,7 @@ class Agent:
         )
         self._metrics.attach(backend)
         self._status.set_backend(backend.backend)
+        self._status.set_counts_since(counts_since(backend.backend))
         self._publish(backend)
         backend.heartbeat()
         self._unseen = UnseenLoads(backend.loaded_unseen())
@@ -223,6 +225,7 @@ class Agent:
 
     def _configure(self, backend: BpfBackend) -> None:
         config = self._settings.config
+        self._status.set_hold_limit(config.hold_timeout)
         backend.configure(
             hold_seconds=config.hold_timeout,
             max_size=config.max_module_size,
@@ -397,8 +400,8 @@ class Agent:
         return []
 
     def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
-        if new.config.listen != old.config.listen:
-            log.warning("listen address changed: it takes effect at the next start")
+        if (new.config.listen, new.config.web_config) != (old.config.listen, old.config.web_config):
+            log.warning("listen or webConfig changed: it takes effect at the next start")
         if new.config.on_exit is OnExit.KEEP and not backend.pinned:
             log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
         if new.config.backend != old.config.backend:

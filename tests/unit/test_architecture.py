@@ -41,6 +41,7 @@ LAYERS = {
     "readiness": 6,
     "selfprobe": 5,
     "settings": 5,
+    "webaccess": 5,
     "doctor": 6,
     "inventory": 6,
     "preverify": 6,
@@ -54,6 +55,7 @@ LAYERS = {
 PURE = ("policy", "signature", "modfile", "inspection", "whatif")
 FORBIDDEN_WHERE_PURE = {"os", "time", "logging", "pathlib", "socket", "subprocess"}
 ONLY_IN = {
+    "bcrypt": ("telemetry",),
     "cryptography": ("signature",),
     "elftools": ("modfile",),
     "prometheus_client": ("telemetry",),

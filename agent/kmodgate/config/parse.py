@@ -99,6 +99,7 @@ class _Builder:
             max_module_size=_or(ours.max_module_size, base.max_module_size),
             preverify=None if ours.preverify is None else tuple(ours.preverify),
             listen=_or(ours.listen, base.listen),
+            web_config=self.joined_one(ours.web_config),
             log_level=_or(level, base.log_level),
             backend=_or(ours.backend, base.backend),
             on_exit=_or(ours.on_exit, base.on_exit),

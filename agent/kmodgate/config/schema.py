@@ -136,6 +136,7 @@ class Kmodgate(Overridable):
     max_module_size = Key("maxModuleSize", scalars.module_size)
     preverify = Key("preverify", list_of(scalars.directory_pattern, MAX_PREVERIFY))
     listen = Key("listen", scalars.listen)
+    web_config = Key("webConfig", scalars.path)
     logging = section("logging", Logging)
     backend = Key("backend", word(BackendChoice))
     on_exit = Key("onExit", word(OnExit))

@@ -197,6 +197,8 @@ class NodeConfig:
         on_exit: whether enforcement outlives the agent.
         preverify: directories whose modules are verified before they are loaded; None for
             ``updates`` of the running kernel.
+        web_config: path of a Prometheus web config file for the HTTP server, or None; joined
+            as those of ``TrustConfig``.
         hardened: deny the off switches to everybody but the agent.
         hardened_token: SHA-256 of the one-time token that lifts this, or None.
         node_pools: overrides by node label; the first match counts.
@@ -219,6 +221,7 @@ class NodeConfig:
     max_module_size: int = DEFAULT_MAX_MODULE_SIZE
     preverify: tuple[str, ...] | None = None
     listen: ListenAddress = ListenAddress()
+    web_config: Path | None = None
     log_level: LogLevel = LogLevel.INFO
     backend: BackendChoice = BackendChoice.AUTO
     on_exit: OnExit = OnExit.KEEP

@@ -26,11 +26,13 @@ from prometheus_client.core import (
     InfoMetricFamily,
 )
 from prometheus_client.core import Metric as Family
+from prometheus_client.samples import Exemplar
 
 from kmodgate import __version__
 from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, Reason, Verdict
 
 from . import metrics as m
+from .exemplars import LABEL, Exemplars, Latest, Told
 from .expected import expected_loads
 from .flood import LeftOut
 from .lines import Loss
@@ -72,6 +74,8 @@ class KernelCounters(Protocol):
 
 class EventLogCounts(Protocol):
     """What the event log counts (``events.EventLog``)."""
+
+    exemplars: Exemplars
 
     def suppressed(self) -> Mapping[LeftOut, int]:
         """Events that the flood limit left out."""
@@ -216,26 +220,26 @@ class AgentMetrics:
         if self._kernel is not None:
             for verdict, reason, api, by, count in self._kernel.loads():
                 totals[(verdict, reason, api, by)] += count
-        yield _counts(
-            m.MODULE_LOADS,
-            {
-                (verdict.label, reason.label, api.label, by.label): count
-                for (verdict, reason, api, by), count in totals.items()
-            },
-        )
+        told = {_load_labels(key): event for key, event in self._latest().loads.items()}
+        yield _counts(m.MODULE_LOADS, {_load_labels(key): n for key, n in totals.items()}, told=told)
+
+    def _latest(self) -> Latest:
+        return Latest() if self._event_log is None else self._event_log.exemplars.latest()
 
     def _histograms(self) -> Iterator[Family]:
         if self._kernel is not None:
-            yield _histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"))
-            yield _histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"))
+            told = self._latest()
+            yield _histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"), told.decision)
+            yield _histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"), told.hold)
 
     def _statistics(self) -> Iterator[Family]:
         kernel, event_log = self._kernel, self._event_log
         lost = dict.fromkeys(map(str, m.EventLoss), 0)
         if kernel is not None:
-            yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()})
-            yield _counts(m.LOADS_UNDECIDED, {(): kernel.undecided()})
-            yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()})
+            since = self._status.snapshot().counts_since
+            yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()}, since)
+            yield _counts(m.LOADS_UNDECIDED, {(): kernel.undecided()}, since)
+            yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()}, since)
             errors = dict.fromkeys(map(str, m.KernelErrorKind), 0) | dict(kernel.errors())
             yield _counts(m.KERNEL_ERRORS, {(kind,): count for kind, count in errors.items()})
             lost |= kernel.lost()
@@ -258,6 +262,8 @@ class AgentMetrics:
             yield _value(m.ENFORCEMENT_GAP, state.enforcement_gap)
         if state.agent_gap is not None:
             yield _value(m.AGENT_GAP, state.agent_gap)
+        if state.hold_limit is not None:
+            yield _value(m.HOLD_LIMIT, state.hold_limit)
         yield _value(m.TRUST_ANCHORS, state.anchor_count)
         yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
         if state.pinned_root is not None:
@@ -280,8 +286,9 @@ class AgentMetrics:
             events = dict(self._off_switches)
         yield _value(m.HARDENED, float(self._hardened))
         yield _counts(m.OFF_SWITCH_EVENTS, {(s.value,): events.get(s, 0) for s in m.OffSwitch})
-        denied = self._guard() if self._guard is not None else {}
-        yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
+        if self._guard is not None:
+            denied = self._guard()
+            yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
 
     def _log(self) -> Iterator[Family]:
         if self._event_log is not None:
@@ -320,10 +327,21 @@ def _bounded(metric: Metric, values: Mapping[tuple[str, ...], float]) -> list[tu
     return sorted(result.items())
 
 
-def _counts(metric: Metric, values: Mapping[tuple[str, ...], int]) -> Family:
+def _load_labels(key: tuple[Verdict, Reason, Api, By]) -> tuple[str, ...]:
+    return tuple(part.label for part in key)
+
+
+def _counts(
+    metric: Metric,
+    values: Mapping[tuple[str, ...], int],
+    since: float | None = None,
+    told: Mapping[tuple[str, ...], Told] | None = None,
+) -> Family:
     family = CounterMetricFamily(metric.family, metric.help, labels=metric.label_names)
     for labels, value in _bounded(metric, values):
-        family.add_metric(labels, value)
+        # An event can be told before its load is counted: an exemplar of nothing would be no exemplar.
+        event = told.get(labels) if told and value else None
+        family.add_metric(labels, value, created=since, exemplar=_exemplar(event))
     return family
 
 
@@ -344,15 +362,24 @@ def _info(metric: Metric, labels: tuple[str, ...]) -> Family:
     return family
 
 
-def _histogram(metric: Metric, data: KernelHistogram) -> Family:
-    """Cumulate the buckets, as the exposition formats want them."""
+def _exemplar(told: Told | None) -> Exemplar | None:
+    return None if told is None else Exemplar({LABEL: str(told.sequence)}, told.value, told.time)
+
+
+def _histogram(metric: Metric, data: KernelHistogram, told: Mapping[int, Told] | None = None) -> Family:
+    """Cumulate the buckets, as the exposition formats want them, at the bounds of the table."""
     family = HistogramMetricFamily(metric.family, metric.help, labels=metric.label_names)
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in data.buckets:
-        total += count
-        if not math.isinf(bound):
-            buckets.append((repr(float(bound)), total))
-    buckets.append(("+Inf", total))
+    total, finer = 0, iter(data.buckets)
+    bound, count = next(finer, (math.nan, 0))
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+    for position, end in enumerate((*metric.buckets, math.inf)):
+        while bound <= end:
+            total += count
+            bound, count = next(finer, (math.nan, 0))
+        # As above: what is told and not counted yet is left out.
+        below = buckets[-1][1] if buckets else 0
+        example = _exemplar(told.get(position) if told and total > below else None)
+        name = "+Inf" if math.isinf(end) else repr(end)
+        buckets.append((name, total) if example is None else (name, total, example))
     family.add_metric((), buckets, data.sum_seconds)
     return family

@@ -22,6 +22,7 @@ from typing import Final
 
 from kmodgate.model import By, LoadEvent, Pod, Reason, Signer, Verdict
 
+from .exemplars import Exemplars
 from .flood import FloodLimit, LeftOut
 from .lines import LineWriter, Loss, Statement, Stream
 from .text import PATH_LIMIT, printable
@@ -142,6 +143,9 @@ class EventLog:
         log_all: tell routine loads too.
         now: seconds on a clock that never goes back, for the limit.
         wall: the time for the ``suppressed`` records.
+
+    Attributes:
+        exemplars: the latest events that the log has, for the metrics.
     """
 
     def __init__(
@@ -156,6 +160,7 @@ class EventLog:
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self.exemplars = Exemplars()
         self._node = node
         self._flood = flood or FloodLimit()
         self._log_all = log_all
@@ -183,6 +188,7 @@ class EventLog:
             if self._flood.allow(event, self._now()):
                 # Inside the lock, so that the numbers rise from line to line.
                 self._writer.put(to_json(event, sequence=sequence).encode("ascii") + b"\n")
+                self.exemplars.note(event, sequence)
         return sequence
 
     def write_record(self, make: Callable[[datetime, str | None, int], Mapping[str, object]]) -> None:

@@ -68,6 +68,8 @@ class StatusSnapshot:
         pinned_root_current: whether process 1 still has it as its root.
         pinned_verity: file systems that are pinned by their dm-verity root digest.
         preverified: how many module files were verified before they are loaded.
+        hold_limit: seconds that a load may wait for the agent.
+        counts_since: Unix time at which the kernel's counters began at 0.
     """
 
     policy: EffectivePolicy | None = None
@@ -85,6 +87,8 @@ class StatusSnapshot:
     enforcement_gap: float | None = None
     agent_gap: float | None = None
     preverified: Mapping[PreverifyOutcome, int] = field(default_factory=lambda: MappingProxyType({}))
+    hold_limit: float | None = None
+    counts_since: float | None = None
 
 
 class AgentStatus:
@@ -146,6 +150,14 @@ class AgentStatus:
         """The module files verified before they are loaded; an outcome that is missing counts 0."""
         complete = {outcome: counts.get(outcome, 0) for outcome in PreverifyOutcome}
         self._change(preverified=MappingProxyType(complete))
+
+    def set_hold_limit(self, seconds: float) -> None:
+        """How long a load may wait from now on."""
+        self._change(hold_limit=seconds)
+
+    def set_counts_since(self, moment: float) -> None:
+        """The kernel's counters began at this Unix time."""
+        self._change(counts_since=moment)
 
     def _change(self, **parts: Any) -> None:
         with self._lock:

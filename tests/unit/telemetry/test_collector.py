@@ -32,6 +32,7 @@ from kmodgate.model import (
 )
 from kmodgate.node import PinnedRoot
 from kmodgate.telemetry.collector import AgentMetrics
+from kmodgate.telemetry.exemplars import Exemplars
 from kmodgate.telemetry.expected import expected_loads
 from kmodgate.telemetry.flood import LeftOut
 from kmodgate.telemetry.lines import Loss
@@ -45,6 +46,9 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 class FakeLog:
+    def __init__(self) -> None:
+        self.exemplars = Exemplars()
+
     def suppressed(self) -> Mapping[LeftOut, int]:
         return {LeftOut(Verdict.DENY, Reason.UNSIGNED): 12}
 
@@ -130,14 +134,16 @@ def test_zeros_follow_the_policy() -> None:
 
 
 def test_kernel_histograms_are_cumulated(metrics: AgentMetrics, counters: Any) -> None:
-    counters.histograms["decision"] = KernelHistogram(((1e-6, 5), (2e-6, 0), (4e-6, 7), (math.inf, 1)), 0.25)
+    counters.histograms["decision"] = KernelHistogram(
+        ((1e-6, 5), (2e-6, 0), (4e-6, 7), (8e-6, 2), (16e-6, 3), (math.inf, 1)), 0.25
+    )
     metrics.attach(counters)
     samples = scrape(metrics)
     name = "kmodgate_decision_seconds"
-    assert [value(samples, f"{name}_bucket", le=le) for le in ("1e-06", "2e-06", "4e-06", "+Inf")] == [
-        5, 5, 12, 13,
+    assert [value(samples, f"{name}_bucket", le=le) for le in ("4e-06", "1.6e-05", "6.4e-05", "+Inf")] == [
+        12, 17, 17, 18,
     ]  # fmt: skip
-    assert value(samples, f"{name}_count") == 13
+    assert value(samples, f"{name}_count") == 18
     assert value(samples, f"{name}_sum") == 0.25
     assert value(samples, "kmodgate_hold_seconds_count") == 0
 
@@ -194,11 +200,11 @@ def test_status(metrics: AgentMetrics, status: AgentStatus, enforce: EffectivePo
 
 
 def test_agent_counts(metrics: AgentMetrics) -> None:
-    for seconds in (0.0004, 0.0005, 0.003, 99.0):
+    for seconds in (0.0004, 0.001, 0.003, 99.0):
         metrics.observe_verify(seconds)
     metrics.count_question(QuestionOutcome.TRUSTED)
     samples = scrape(metrics)
-    assert value(samples, "kmodgate_verify_seconds_bucket", le="0.0005") == 2
+    assert value(samples, "kmodgate_verify_seconds_bucket", le="0.001") == 2
     assert value(samples, "kmodgate_verify_seconds_bucket", le="0.005") == 3
     assert value(samples, "kmodgate_verify_seconds_count") == 4
     assert value(samples, "kmodgate_questions_total", outcome="trusted") == 1
@@ -289,8 +295,10 @@ def test_everything_exported_is_in_the_table_and_the_other_way_round(
     status.reload_succeeded(1.0)
     status.set_gap(enforcement=0.0, agent=2.5)
     status.set_pins(ROOT, current=True, verity=0)
+    status.set_hold_limit(0.25)
     metrics.attach(counters)
     metrics.attach_event_log(FakeLog())
+    metrics.attach_guard(dict)
     exported = {family.name: family.documentation for family in metrics.registry.collect()}
     assert exported == {metric.family: metric.help for metric in TABLE}
 
