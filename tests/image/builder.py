@@ -8,19 +8,22 @@ size. The base is made here with mmdebstrap and tagged with the name that FROM g
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from kmodgate import __version__
 from vmtool import bootstrap, cache
 from vmtool.errors import VmToolError
+
+from kmodgate import __version__
 
 PROJECT: Final = Path(__file__).parents[2]
 BASE: Final = "docker.io/library/debian:bookworm-slim"
@@ -51,15 +54,22 @@ def buildah(*arguments: str | Path, capture: bool = True) -> str:
     Raises:
         ImageError: it failed; with its last words.
     """
-    store = cache.root().parent / "image"
-    store.mkdir(exist_ok=True)
-    command = ["buildah", "--root", store / "storage", "--runroot", store / "run", *arguments]
     done = subprocess.run(
-        command, check=False, stdout=subprocess.PIPE if capture else None, stderr=subprocess.PIPE, text=True
+        [*_buildah(), *arguments],
+        check=False,
+        stdout=subprocess.PIPE if capture else None,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     if done.returncode:
         raise ImageError(f"buildah {arguments[0]} failed ({done.returncode}):\n{done.stderr[-3000:]}")
     return (done.stdout or "").strip()
+
+
+def _buildah() -> list[str | Path]:
+    store = cache.root().parent / "image"
+    store.mkdir(exist_ok=True)
+    return ["buildah", "--root", store / "storage", "--runroot", store / "run"]
 
 
 def name_of(target: str) -> str:
@@ -81,13 +91,10 @@ def make_base(*, refresh: bool = False) -> None:
         with tempfile.TemporaryDirectory(dir=cache.root()) as folder:
             tarball = Path(folder) / "base.tar"
             bootstrap.make(SUITE, _INCLUDE, tarball)
-            container = buildah("from", "scratch")
-            try:
-                buildah("add", "--quiet", container, tarball, "/")
-                buildah("config", "--cmd", "bash", container)
-                buildah("commit", "--quiet", "--format", "docker", container, BASE)
-            finally:
-                buildah("rm", container)
+            with container("scratch") as made:
+                buildah("add", "--quiet", made, tarball, "/")
+                buildah("config", "--cmd", "bash", made)
+                buildah("commit", "--quiet", "--format", "docker", made, BASE)
 
 
 def build(target: str = "agent") -> str:
@@ -130,6 +137,50 @@ def layers(name: str) -> list[int]:
         buildah("push", "--quiet", "--disable-compression", name, f"dir:{folder}")
         manifest = json.loads((Path(folder) / "manifest.json").read_text())
         return [int(layer["size"]) for layer in manifest["layers"]]
+
+
+def config(name: str) -> dict[str, Any]:
+    """An image's config in Docker's words: ``User``, ``Env``, ``Entrypoint``, ``Labels``, …."""
+    found = json.loads(buildah("inspect", "--type", "image", name))
+    held: dict[str, Any] = found["Docker"]["config"]
+    return held
+
+
+@contextlib.contextmanager
+def container(name: str) -> Iterator[str]:
+    """A working container of an image, for the time of the block."""
+    made = buildah("from", "--pull-never", name)
+    try:
+        yield made
+    finally:
+        buildah("rm", made)
+
+
+@contextlib.contextmanager
+def mounted(name: str) -> Iterator[Path]:
+    """An image's files, for the time of the block. Not to be written to."""
+    with container(name) as made:
+        yield Path(buildah("mount", made))
+
+
+def unpack(name: str, target: Path) -> None:
+    """An image's files as one tar archive."""
+    with mounted(name) as root:
+        subprocess.run(["tar", "--numeric-owner", "-C", root, "-cf", target, "."], check=True)
+
+
+def execute(
+    made: str, *command: str, volumes: Mapping[Path, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a working container as the image's own user."""
+    mounts = [word for path, at in (volumes or {}).items() for word in ("--volume", f"{path}:{at}:ro")]
+    return subprocess.run(
+        [*_buildah(), "run", *_ISOLATION, *mounts, made, "--", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def main() -> int:
