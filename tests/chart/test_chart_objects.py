@@ -366,11 +366,28 @@ def test_a_monitor_finds_the_pods_by_their_labels(newest: Helm, sets: str, kind:
     monitor = only(found, kind)["spec"]
     target = only(found, "Service") if kind == "ServiceMonitor" else template_of(found)
     assert monitor["selector"]["matchLabels"].items() <= target["metadata"]["labels"].items()
+    assert target["metadata"]["labels"][monitor["jobLabel"]] == "kmodgate"
     (endpoint,) = monitor[endpoints]
     assert (endpoint["port"], endpoint["path"]) == ("metrics", "/metrics")
     if kind == "ServiceMonitor":
         assert target["spec"]["clusterIP"] == "None"
         assert target["spec"]["selector"].items() <= template_of(found)["metadata"]["labels"].items()
+
+
+def test_a_pool_is_a_label_of_the_metrics_where_the_nodes_have_one(newest: Helm) -> None:
+    sets = ("metrics.podMonitor.enabled=true", 'metrics.poolLabel="cloud.google.com/gke-nodepool"')
+    spec = only(rendered(newest, sets=sets), "PodMonitor")["spec"]
+    assert spec["attachMetadata"] == {"node": True}
+    targets = {
+        item["targetLabel"]: item["sourceLabels"] for item in spec["podMetricsEndpoints"][0]["relabelings"]
+    }
+    assert targets == {
+        "node": ["__meta_kubernetes_pod_node_name"],
+        "instance": ["__meta_kubernetes_pod_node_name"],
+        "pool": ["__meta_kubernetes_node_label_cloud_google_com_gke_nodepool"],
+    }
+    plain = only(rendered(newest, sets=sets[:1]), "PodMonitor")["spec"]
+    assert "attachMetadata" not in plain
 
 
 def test_an_image_is_named_by_its_digest_where_there_is_one(newest: Helm) -> None:

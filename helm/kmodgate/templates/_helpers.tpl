@@ -51,6 +51,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end }}
 
+{{/* Target labels: which node, which pool. A pod's own name and address say nothing once it is gone. */}}
+{{- define "kmodgate.relabelings" -}}
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: node
+  action: replace
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: instance
+  action: replace
+{{- with .Values.metrics.poolLabel }}
+- sourceLabels: [__meta_kubernetes_node_label_{{ regexReplaceAll "[^A-Za-z0-9_]" . "_" }}]
+  targetLabel: pool
+  action: replace
+{{- end }}
+{{- end }}
+
 {{/* The agent's config. */}}
 
 {{/*
@@ -240,7 +255,7 @@ Takes `policy`, `cgroupMode`, `trust` and `where`.
 {{- if or (hasKey .Values.files "config.yaml") (hasKey .Values.binaryFiles "config.yaml") -}}
 {{- fail "config.yaml is the name of the agent's own config: give the file in files another name" -}}
 {{- end -}}
-{{- if and .Values.kubernetes.conditions .Values.kubernetes.ownNodeOnly (semverCompare "<1.32.0-0" .Capabilities.KubeVersion.Version) -}}
-{{- fail "kubernetes.ownNodeOnly needs Kubernetes 1.32: without it every agent may patch the status of every node; set kubernetes.ownNodeOnly to false to accept that, or kubernetes.conditions to false" -}}
+{{- if and .Values.kubernetes.nodeCondition .Values.kubernetes.ownNodeOnly (semverCompare "<1.32.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail "kubernetes.ownNodeOnly needs Kubernetes 1.32: without it every agent may patch the status of every node; set kubernetes.ownNodeOnly to false to accept that, or kubernetes.nodeCondition to false" -}}
 {{- end -}}
 {{- end }}
