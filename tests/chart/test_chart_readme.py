@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.chart.helm import CHART
+from tests.chart.helm import CHART, PROJECT, Helm
 from tests.chart.readme import page, rows
 
 
@@ -71,3 +73,17 @@ def test_the_schema_leaves_no_room_for_misspelt_keys() -> None:
     found = list(objects_in(schema))
     assert len(found) > 20
     assert all(item["additionalProperties"] is False for item in found)
+
+
+def test_the_values_on_the_page_are_ones_that_the_chart_takes(newest: Helm, tmp_path: Path) -> None:
+    text = (PROJECT / "docs/kubernetes.md").read_text()
+    blocks = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "nodePools:" in block]
+    assert blocks
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(block)
+        names = set(re.findall(r"[a-z-]+\.pem", block))
+        files = json.dumps(dict.fromkeys(names, "a certificate"))
+        assert "nodePools:" in newest.render(path, sets=[f"files={files}"])
+    for command in re.findall(r"--set (?:')?([A-Za-z.]+)=", text):
+        assert command.split(".")[0] in yaml.safe_load((CHART / "values.yaml").read_text())
