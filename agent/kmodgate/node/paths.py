@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 # Far above anything the kernel prints into one of these files, /proc/keys and
 # mountinfo of a busy node included.
@@ -26,6 +27,11 @@ class NodePaths:
     sys: Path = Path("/sys")
     boot: Path = Path("/boot")
     dev: Path = Path("/dev")
+
+    @classmethod
+    def below(cls, root: Path) -> Self:
+        """Those of the node whose root is seen at ``root``, for instance ``/proc/1/root``."""
+        return cls(root / "proc", root / "sys", root / "boot", root / "dev")
 
 
 def read_bytes(path: Path) -> bytes | None:
