@@ -70,12 +70,11 @@ class Recent:
                 self._first += 1
             if record.get("verdict") in _DENIED:
                 self._denials.append(record)
-            wake = self._wake
-        if wake is not None:
-            wake()
+            if self._wake is not None:
+                self._wake()  # inside the lock: nobody is woken any more once wake_by() returns
 
     def wake_by(self, wake: Callable[[], None] | None) -> None:
-        """Call this after each event; it must not wait."""
+        """Call this after each event; it must not wait. None: nothing, from the return of this call on."""
         with self._lock:
             self._wake = wake
 

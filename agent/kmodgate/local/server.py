@@ -114,11 +114,14 @@ class LocalServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Tell the followers that it is over, hang up, remove the socket."""
+        """Tell the followers that it is over, hang up, remove the socket. May be called twice."""
         self._recent.wake_by(None)
+        if self._stopping:
+            return
         self._stopping = True
         self._wake()
-        self._thread.join(5.0)
+        self._thread.join()  # it waits for nobody
+        os.close(self._woken)
         self._listening.close()
 
     def _event(self) -> None:
@@ -139,7 +142,6 @@ class LocalServer:
                 self._farewell(client)
         finally:
             self._selector.close()
-            os.close(self._woken)
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._patience()):

@@ -19,7 +19,7 @@ from .sink import Delivery, Patience
 
 _MODE: Final = 0o600
 _FLAGS: Final = (
-    os.O_WRONLY
+    os.O_RDWR  # to see how the file ends
     | os.O_APPEND
     | os.O_CREAT
     | os.O_CLOEXEC
@@ -86,6 +86,7 @@ class FileTarget:
                 self.reopen()
             else:
                 self._size = own.st_size
+                self._torn = self._torn and self._size > 0
         if self._fd is None:
             self._open()
 
@@ -101,7 +102,9 @@ class FileTarget:
         if problem is not None:
             os.close(fd)
             raise OSError(0, problem)
-        self._fd, self._size, self._torn = fd, status.st_size, False
+        self._fd, self._size = fd, status.st_size
+        # Left by a full disk, or by an agent that was killed.
+        self._torn = self._size > 0 and os.pread(fd, 1, self._size - 1) != b"\n"
 
     def _rotate(self) -> None:
         """``NAME`` becomes ``NAME.1`` and so on; the oldest goes. Whoever did it first has done it."""
