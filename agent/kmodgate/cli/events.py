@@ -30,21 +30,21 @@ def _since(context: click.Context, parameter: click.Parameter, value: str | None
     """``10m`` ago, or a time, in the form of an event's ``time``."""
     if value is None:
         return None
-    if match := re.fullmatch(r"([0-9]{1,6})([smhd])", value):
-        begin = datetime.now(UTC) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
-    else:
-        try:
+    try:
+        if match := re.fullmatch(r"([0-9]{1,6})([smhd])", value):
+            begin = datetime.now(UTC) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+        else:
             begin = datetime.fromisoformat(value)
-        except ValueError:
-            begin = datetime.min  # noqa: DTZ901  # has no time zone, and so is refused below
-        if begin.tzinfo is None:
-            raise click.BadParameter(
-                f"{value!r} is no time; write how long ago (90s, 10m, 2h, 1d), or a time with its zone "
-                "(2026-01-02T03:04:05Z)",
-                ctx=context,
-                param=parameter,
-            )
-    return begin.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        if begin.tzinfo is not None:
+            return begin.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError):  # not a time, or none of the years 1 to 9999
+        pass
+    raise click.BadParameter(
+        f"{value!r} is no time; write how long ago (90s, 10m, 2h, 1d), or a time with its zone "
+        "(2026-01-02T03:04:05Z)",
+        ctx=context,
+        param=parameter,
+    )
 
 
 def _modules(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -348,6 +348,8 @@ def test_a_mistake_over_one_client_ends_that_client_alone(
 def test_a_stranger_is_hung_up(make_desk: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second lock behind the socket's mode: whoever is neither root nor the agent's own user."""
     desk = make_desk()
-    monkeypatch.setattr(module, "_CREDENTIALS", type("Other", (), {"size": 12, "unpack": lambda _: (1, 7, 7)}))
+    monkeypatch.setattr(
+        module, "_CREDENTIALS", type("Other", (), {"size": 12, "unpack": lambda _: (1, 7, 7)})
+    )
     with desk.connect() as client:
         assert client.recv(100) == b""

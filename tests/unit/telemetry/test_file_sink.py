@@ -131,7 +131,9 @@ def test_what_is_no_file_of_ours_is_not_written_to(path: Path, kind: str) -> Non
 def test_a_fifo_with_a_reader_is_none_either(path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    assert target(path).deliver([line(1)], PATIENCE).problem == f"{path}: is no regular file; name another one"
+    assert (
+        target(path).deliver([line(1)], PATIENCE).problem == f"{path}: is no regular file; name another one"
+    )
     os.close(reader)
 
 

@@ -380,7 +380,9 @@ def test_tls_and_token(line: bytes, tls: tuple[Path, ssl.SSLContext], tmp_path: 
     assert str(secure).startswith("https://127.0.0.1:")
 
 
-def test_a_receiver_that_nobody_vouches_for(line: bytes, tls: tuple[Path, ssl.SSLContext], tmp_path: Path) -> None:
+def test_a_receiver_that_nobody_vouches_for(
+    line: bytes, tls: tuple[Path, ssl.SSLContext], tmp_path: Path
+) -> None:
     other = tmp_path / "other.pem"
     other.write_bytes(make_identity("other").pem)
     receiver = Receiver()
