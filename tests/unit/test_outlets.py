@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def has_sent(outlets: Outlets, count: int) -> bool:
+    return outlets.counts()[EventSink.FILE].sent >= count
 
 
 @pytest.fixture
@@ -89,9 +94,11 @@ def test_a_reload_changes_sinks_and_keeps_counts(tmp_path: Path, outlets: Outlet
     for number in range(20):  # and no trace but a number stays of each
         outlets.configure(file_sink(tmp_path / f"more-{number}"))
         outlets.log.write(BASE)
-        wait_for(lambda expected=4 + number: outlets.counts()[EventSink.FILE].sent == expected)
+        wait_for(partial(has_sent, outlets, 4 + number))
     outlets.configure(EventSinks())
-    wait_for(lambda: outlets.configure(EventSinks()) is None and not outlets._ending)
+    wait_for(lambda: all(sink.over for _, sink in outlets._ending))
+    outlets.configure(EventSinks())
+    assert not outlets._ending
     assert outlets.counts()[EventSink.FILE].sent == 23
 
 
@@ -102,14 +109,10 @@ def test_sighup_lets_go_of_a_file_that_was_renamed(tmp_path: Path, outlets: Outl
     wait_for(lambda: path.exists() and path.stat().st_size > 0)
     moved = path.rename(tmp_path / "moved")
     outlets.reopen()
-    wait_for(
-        lambda: (
-            str(moved) not in {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
-        )
-    )
+    wait_for(lambda: moved not in {fd.resolve() for fd in Path("/proc/self/fd").iterdir()})
 
 
-def test_sinks_that_hang_hold_up_neither_each_other_nor_the_end(tmp_path: Path, stdout: Path) -> None:
+def test_sinks_that_hang_hold_up_neither_each_other_nor_the_end(tmp_path: Path) -> None:
     """A pipe that nobody reads for stdout, a collector that answers nothing, and a file that works."""
     reader, writer = os.pipe()
     path = tmp_path / "events.jsonl"
@@ -126,7 +129,7 @@ def test_sinks_that_hang_hold_up_neither_each_other_nor_the_end(tmp_path: Path, 
                     outlets.log.write(BASE)
                     longest = max(longest, time.perf_counter() - start)
                     if number % 100 == 0:
-                        wait_for(lambda expected=number: outlets.counts()[EventSink.FILE].sent >= expected)
+                        wait_for(partial(has_sent, outlets, number))
                 assert longest < 2.0
                 wait_for(lambda: outlets.counts()[EventSink.FILE].sent == 3000)
                 start = time.monotonic()

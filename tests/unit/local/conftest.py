@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,7 +54,7 @@ class Desk:
         self.status: Callable[[], Mapping[str, object]] = lambda: {"as_asked": True}
         self.server = LocalServer(
             Listening(path),
-            status=lambda: self.status(),
+            status=lambda: self.status(),  # noqa: PLW0108  # tests replace it later
             recent=self.recent,
             missing=self.log.missing_events,
             **limits,
@@ -94,6 +93,10 @@ class Desk:
         self._null.close()
 
 
+def _descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
 @pytest.fixture
 def make_desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
     desks: list[Desk] = []
@@ -102,11 +105,11 @@ def make_desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
         desks.append(Desk(tmp_path / "run/agent.sock", **limits))
         return desks[-1]
 
-    before = set(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     yield make
     for desk in desks:
         desk.close()
-    assert len(set(os.listdir("/proc/self/fd")) - before) == 0
+    assert len(_descriptors() - before) == 0
 
 
 @pytest.fixture

@@ -111,10 +111,10 @@ def test_a_long_path_is_no_matter(tmp_path: Path) -> None:
 
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
     (tmp_path / "agent.sock").write_text("")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         with pytest.raises(NodeError):
             Listening(tmp_path / "agent.sock")
     (tmp_path / "agent.sock").unlink()
     Listening(tmp_path / "agent.sock").close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

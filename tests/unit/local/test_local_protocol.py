@@ -52,13 +52,14 @@ requests = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=MAX_REQUEST) | documents.map(lambda d: json.dumps(d).encode()))
 def test_any_line_is_a_question_or_refused(line: bytes) -> None:
+    problem = None
     try:
         request = Request.decode(line)
     except ProtocolError as error:
-        assert str(error)
-        assert "\n" not in str(error)
+        problem = str(error)
     else:
         assert Request.decode(request.encode().rstrip(b"\n")) == request
+    assert problem is None or (problem and "\n" not in problem)
 
 
 @settings(max_examples=200, deadline=None)
@@ -86,8 +87,8 @@ def test_the_longest_question_that_the_command_can_ask_fits() -> None:
 def test_any_answer_is_understood_or_refused(line: bytes) -> None:
     try:
         found = read_answer(line)
-    except ProtocolError as error:
-        assert str(error)
+    except ProtocolError:
+        pass
     else:
         assert found is None or isinstance(found[0], Answer)
 

@@ -61,7 +61,8 @@ def test_status(desk: Desk) -> None:
 
 
 def test_a_report_that_fails_is_no_end(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    desk.status = lambda: {}["x"]
+    reports: dict[str, dict[str, object]] = {}
+    desk.status = lambda: reports["x"]
     (line,) = desk.ask(STATUS)
     assert (line["answer"], line["error"]) == ("error", "the report cannot be made; the agent's log says why")
     assert "KeyError" in caplog.text

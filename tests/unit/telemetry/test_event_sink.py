@@ -119,7 +119,7 @@ def test_a_problem_is_said_once_and_so_is_its_end(place: Place, caplog: pytest.L
     caplog.set_level("INFO")
     place.batch = 1
     sink = Sink("test", place, statements=no_statement)
-    place.answer = lambda lines: Delivery(0, "no space left")
+    place.answer = lambda _: Delivery(0, "no space left")
     put(sink, 5)
     wait_for(lambda: sink.counts().dropped[Loss.WRITE_FAILED] == 5)
     place.answer = lambda lines: Delivery(len(lines))
@@ -135,7 +135,7 @@ def test_a_problem_is_said_once_and_so_is_its_end(place: Place, caplog: pytest.L
 def test_a_target_that_raises_ends_nothing(
     place: Place, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(lines: Sequence[bytes]) -> Delivery:
+    def broken(_: Sequence[bytes]) -> Delivery:
         raise error
 
     sink = Sink("test", place, statements=no_statement)
@@ -166,7 +166,7 @@ def test_what_is_missing_is_stated_to_this_sink(place: Place) -> None:
 def test_a_statement_that_was_not_delivered_comes_again(place: Place) -> None:
     place.batch = 1
     sink = Sink("test", place, statements=MissingEvents(dict), interval=0.02)
-    place.answer = lambda lines: Delivery(0, "away")
+    place.answer = lambda _: Delivery(0, "away")
     put(sink, 3)
     wait_for(lambda: sink.counts().dropped[Loss.WRITE_FAILED] == 3)
     time.sleep(0.1)

@@ -176,7 +176,7 @@ def test_a_rotation_that_fails_does_not_fill_the_disk(path: Path, monkeypatch: p
     file = target(path)
     file.deliver([line(number) for number in range(10)], PATIENCE)
 
-    def refused(self: Path, target: Path) -> Path:
+    def refused(*_: Path) -> Path:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "rename", refused)

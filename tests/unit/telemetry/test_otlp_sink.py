@@ -413,7 +413,9 @@ def test_files_that_cannot_be_used(
     file = tmp_path / "file"
     if content is not None:
         file.write_bytes(content)
-    endpoint = replace(OtlpEndpoint("127.0.0.1", 9, tls=name == "ca_certificate"), **{name: file})
+    endpoint = OtlpEndpoint("127.0.0.1", 9, tls=True, ca_certificate=file)
+    if name == "token_file":
+        endpoint = OtlpEndpoint("127.0.0.1", 9, token_file=file)
     done = quick(endpoint, max_age=0.02).deliver([line], PATIENCE)
     assert done.count == 0
     assert f"{file}: " in str(done.problem)
