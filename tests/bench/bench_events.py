@@ -156,7 +156,9 @@ def main() -> None:
                 Path(name).chmod(0o700)
                 cost.least(measure(sinks, options.events // BURST * BURST, Path(name)))
     base = costs[0]
-    print("| sinks beside stdout | CPU of the telling thread, µs | ÷ none | its time, µs | ÷ none | events/s |")
+    print(
+        "| sinks beside stdout | CPU of the telling thread, µs | ÷ none | its time, µs | ÷ none | events/s |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     names = {0: "none", 1: "file", 3: "file, collector, follower"}
     for sinks, cost in costs.items():
