@@ -173,7 +173,8 @@ def command(  # noqa: PLR0917  # one parameter for each option
         if head is None:
             complain(f"{path}: answers something else than asked; use the agent's own kmodgate")
             return 3
-        if last is None and head[1].get("forgotten"):
+        oldest = head[1].get("oldest")
+        if last is None and head[1].get("forgotten") and not (since and oldest and oldest <= since):
             hint(
                 f"{head[1]['forgotten']} older events are in the agent's log only: it remembers the last ones"
             )

@@ -19,8 +19,9 @@ from kmodgate.errors import NodeError
 from .place import SOCKET
 from .protocol import Answer, Ask, ProtocolError, Request, read_answer
 
-MAX_LINE: Final = 1 << 20
+MAX_LINE: Final = 4 << 20
 """Bytes of a line of the answer."""
+_REPORT: Final = 1  # `schema` of a report that is understood here
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7)
 
 
@@ -158,4 +159,6 @@ def ask_status(path: Path = SOCKET, wait: float = 10.0) -> dict[str, Any]:
     if found is None or found[0] is not Answer.STATUS or not isinstance(found[1].get("status"), dict):
         raise NoAgentError(f"{path}: answers something else than asked; use the agent's own kmodgate")
     status: dict[str, Any] = found[1]["status"]
+    if status.get("schema") != _REPORT:
+        raise NoAgentError(f"{path}: this agent's report is of another version; use the agent's own kmodgate")
     return status

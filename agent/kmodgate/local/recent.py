@@ -83,13 +83,18 @@ class Recent:
         with self._lock:
             return self._first, self._first + len(self._kept)
 
-    def piece(self, position: int, limit: int) -> Piece:
-        """At most ``limit`` events from a position on."""
+    def piece(self, position: int, limit: int, *, max_bytes: int = MAX_BYTES) -> Piece:
+        """At most ``limit`` events from a position on, and not many more bytes than ``max_bytes``."""
+        events: list[Kept] = []
         with self._lock:
             gone = max(0, self._first - position)
             start = position + gone - self._first
-            events = tuple(islice(self._kept, start, start + limit))
-            return Piece(events, gone, self._first + start + len(events))
+            for event in islice(self._kept, start, start + limit):
+                events.append(event)
+                max_bytes -= len(event.line)
+                if max_bytes <= 0:
+                    break
+            return Piece(tuple(events), gone, self._first + start + len(events))
 
     def denials(self) -> tuple[Mapping[str, object], ...]:
         """The last refusals, oldest first; those that audit withheld too."""

@@ -37,6 +37,7 @@ REQUEST_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 30.0
 STATEMENT_SECONDS: Final = 5.0
 _PIECE: Final = 64  # events
+_PIECE_BYTES: Final = 64 << 10
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7)
 _BUSY: Final = "too many clients; close one, or try again later"
 
@@ -246,7 +247,9 @@ class LocalServer:
         client.stated = now
         client.missing = self._missing()
         client.state = _State.TELLING
-        client.out = memoryview(answer(Answer.EVENTS, kept=client.end - first, forgotten=first))
+        oldest = [event.record.get("time") for event in self._recent.piece(first, 1).events]
+        head = {"kept": client.end - first, "forgotten": first, "oldest": oldest[0] if oldest else None}
+        client.out = memoryview(answer(Answer.EVENTS, **head))
 
     def _report(self, client: _Client) -> None:
         try:
@@ -314,9 +317,10 @@ class LocalServer:
         if client.state is not _State.TELLING:
             return False
         limit = _PIECE if client.follows else min(_PIECE, client.end - client.position)
-        piece = self._recent.piece(client.position, limit) if limit > 0 else None
+        piece = None
         lines: list[bytes] = []
-        if piece is not None:
+        if limit > 0:
+            piece = self._recent.piece(client.position, limit, max_bytes=_PIECE_BYTES)
             client.position = piece.position
             client.missed += piece.gone
             lines = [event.line for event in piece.events if _wanted(client.request, event.record)]

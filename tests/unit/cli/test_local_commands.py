@@ -27,6 +27,7 @@ from tests.unit.local.conftest import BASE
 from tests.vectors.generate import make_identity
 
 from kmodgate.config import parse
+from kmodgate.local.client import MAX_LINE
 from kmodgate.local.place import Listening
 from kmodgate.model import (
     Api,
@@ -335,7 +336,7 @@ def impostor(path: Path, answer: bytes, *, hold: bool = False) -> Iterator[None]
         (b'{"event": "module_load"}\n', "answers something else than asked"),
         (b'{"kmodgate": 2, "answer": "status"}\n', "speaks another protocol (2)"),
         (b'{"kmodgate": 1, "answer": "error", "error": "no \\u001b[2J"}\n', "refuses: no \\x1b[2J"),
-        (b"x" * ((1 << 20) + (1 << 17)), "sends a line without an end"),
+        (b"x" * (MAX_LINE + (1 << 18)), "sends a line without an end"),
     ],
 )
 def test_an_answer_of_something_else(tmp_path: Path, name: str, answer: bytes, says: str) -> None:
@@ -347,6 +348,14 @@ def test_an_answer_of_something_else(tmp_path: Path, name: str, answer: bytes, s
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_report_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with impostor(path, b'{"kmodgate": 1, "answer": "status", "status": {"schema": 2}}\n'):
+        done = run("status", path=path)
+    assert done.returncode == 3
+    assert "this agent's report is of another version" in done.stderr
 
 
 def test_an_agent_that_does_not_answer(tmp_path: Path) -> None:
@@ -469,6 +478,9 @@ def test_what_the_agent_forgot_is_said(node: Node) -> None:
     done = run("events", path=node.path)
     assert len(done.stdout.splitlines()) == 2
     assert "hint: 3 older events are in the agent's log only" in done.stderr
+    for arguments in (["--last", "5"], ["--since", datetime.now(UTC).isoformat()]):  # not asked for
+        assert run("events", *arguments, path=node.path).stderr == ""
+    assert "hint: " in run("events", "--since", "1h", path=node.path).stderr
 
 
 def test_what_is_missing_is_said_on_a_terminal(tmp_path: Path) -> None:

@@ -74,11 +74,34 @@ def test_the_remembered_events_as_the_log_told_them(desk: Desk) -> None:
     for _ in range(200):
         desk.tell()
     head, *events, end = desk.ask(EVENTS)
-    assert head == {"kmodgate": 1, "answer": "events", "kept": 200, "forgotten": 0}
+    assert head == {
+        "kmodgate": 1,
+        "answer": "events",
+        "kept": 200,
+        "forgotten": 0,
+        "oldest": "2026-03-04T05:06:07.000000Z",
+    }
     assert end == {"kmodgate": 1, "answer": "end", "stopping": False}
     assert [event["sequence"] for event in events] == list(range(1, 201))
     for event in events:
         VALIDATOR.validate(event)
+
+
+def test_large_events_come_in_small_pieces(desk: Desk) -> None:
+    """A client has some 64 KiB waiting for it, not 64 events of 20 KiB each."""
+    for _ in range(40):
+        desk.tell(path="/" + "\U000e0001" * 1000, exe="\x80" * 4000)
+    sizes = list[int]()
+    refill = desk.server._refill
+
+    def counted(client: Any, now: float) -> bool:
+        more = refill(client, now)
+        sizes.append(len(client.out))
+        return more
+
+    desk.server._refill = counted  # type: ignore[method-assign]  # looked at, not changed
+    assert len(desk.ask(EVENTS)) == 42
+    assert max(sizes) < (64 << 10) + (32 << 10)
 
 
 def test_none_yet(desk: Desk) -> None:
