@@ -32,7 +32,7 @@ def test_since_is_the_last_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert readiness.since is None
     policy = EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=True)
     backend: Any = Backend()
-    moments = []
+    moments = list[float | None]()
     for _ in problem:
         readiness.probe(backend, policy)
         moments.append(readiness.since)
