@@ -210,6 +210,7 @@ test: setup lint test-fast test-monitoring test-chart test-fuzz test-bpf test-mo
 bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
 	$(BIN)/python tests/bench/bench_sha256.py $(BPF_TEST_OBJECT)
 	PYTHONPATH=. $(BIN)/python tests/bench/bench_scrape.py
+	$(BIN)/python tests/bench/bench_events.py
 	$(BIN)/python tests/bench/bench_verify.py $$($(VM) path modules --kernel $(KERNEL)) \
 		$$($(VM) path certs --kernel $(KERNEL))/kernel.pem
 	$(BIN)/python tests/bench/bench_scan.py $$(for suite in bookworm trixie; do $(VM) path modules --kernel $$suite; \

@@ -39,9 +39,11 @@ from .model import Api, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts
 from .notify import notify
 from .observe import Observer, is_routine
+from .outlets import Outlets
 from .pinning import PinKeeper, PinState, pin_root
 from .policy import compile_table
 from .readiness import Readiness
+from .report import report
 from .safeguard.hardening import Hardening
 from .settings import Settings, files_named, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
@@ -109,10 +111,11 @@ class Agent:
                 self._choice = self._choose(facts)
             watcher.watch(self._watched())
             with self._timings.timed("telemetry"):
-                event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
-                stack.callback(event_log.close)
-                self._metrics.attach_event_log(event_log)
+                outlets = Outlets(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
+                self._outlets, event_log = stack.enter_context(outlets), outlets.log
+                self._metrics.attach_event_log(event_log, outlets.counts)
                 config = self._settings.config
+                self._outlets.configure(config.event_sinks)
                 server = open_server(
                     config.listen,
                     config.web_config,
@@ -129,6 +132,8 @@ class Agent:
             stack.callback(self._metrics.attach, None)
             with self._undone_if_it_fails(backend):
                 self._start_enforcing(backend, facts, stack)
+            known = (self._status, self._readiness, self._metrics, outlets)
+            outlets.serve(lambda: report(self._settings, *known))
             self._announce(server.port)
             notify("READY=1")
             self._lookout = stack.enter_context(
@@ -360,6 +365,7 @@ class Agent:
     def _signalled(self, numbers: bytes) -> None:
         for number in numbers:
             if number == signal.SIGHUP:
+                self._outlets.reopen()
                 self._reload.notice(time.monotonic())
             elif number in (signal.SIGTERM, signal.SIGINT):
                 log.info("%s: shutting down", signal.Signals(number).name)
@@ -407,6 +413,7 @@ class Agent:
         if new.config.backend != old.config.backend:
             log.warning("backend changed: it takes effect at the next start")
         self._hardening.reconfigured(new.config)
+        self._outlets.configure(new.config.event_sinks)
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)

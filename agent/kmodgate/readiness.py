@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Final
 
 from .errors import KmodgateError
@@ -27,11 +28,13 @@ class Readiness:
 
     Attributes:
         problem: why the agent is not ready; None when it is.
+        since: Unix time since which probes have found it so; None before the first one.
         strictness: what the kernel refuses by itself.
     """
 
     def __init__(self, status: AgentStatus, paths: NodePaths) -> None:
         self.problem: str | None = _STARTING
+        self.since: float | None = None
         self._status = status
         self._paths = paths
         self.strictness = read_strictness(paths)
@@ -59,5 +62,7 @@ class Readiness:
                 log.critical("not enforcing: %s", problem)
             elif self.problem != _STARTING:
                 log.warning("enforcing again")
+        if self.since is None or (problem is None) != (self.problem is None):
+            self.since = time.time()
         self.problem = problem
         self._status.set_enforcing(problem is None and policy.mode is Mode.ENFORCE)

@@ -36,7 +36,7 @@ GUEST_PACKAGES = (
     "zstd",
 )
 # For tests that run inside the guest; kmodgate's own come from pyproject.toml.
-TEST_REQUIREMENTS = ("pytest>=8.2", "pytest-timeout>=2.3")
+TEST_REQUIREMENTS = ("jsonschema>=4.21", "pytest>=8.2", "pytest-timeout>=2.3")
 PYTHON = (3, 11)  # of the base suite: wheels and byte code are made for it
 SITE = "usr/local/lib/python3.11/dist-packages"
 GUEST_INIT = IMAGES / "guest" / "init"
@@ -45,7 +45,7 @@ _HEADROOM = 512 << 20  # bytes free on the root disk
 
 
 def requirements() -> tuple[str, ...]:
-    """What pip installs for the guest: kmodgate's run-time dependencies and pytest."""
+    """What pip installs for the guest: kmodgate's run-time dependencies, pytest and jsonschema."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     return (*project["dependencies"], *TEST_REQUIREMENTS)
 

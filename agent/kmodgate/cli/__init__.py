@@ -29,6 +29,8 @@ from kmodgate.errors import KmodgateError
 # so that `kmodgate --help` need not import every command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run the node agent: enforce the policy, serve metrics, log decisions."),
+    "status": ("status", "Say what the node's agent does: policy, counts, last refusals."),
+    "events": ("events", "Print the agent's last events, and follow those to come."),
     "verify": ("verify", "Verify the signatures of module files. Needs no root and no kernel."),
     "scan": ("scan", "Say which modules ENFORCE would refuse: loaded ones, and those on disk."),
     "explain": ("explain", "Explain the verdict that a policy gives one module file."),

@@ -15,7 +15,7 @@ import click
 import yaml
 
 from kmodgate.cli.options import examples, parse_labels
-from kmodgate.config import NodeConfig, load, load_pin, resolve
+from kmodgate.config import EventSinks, NodeConfig, load, load_pin, resolve
 from kmodgate.config.values import DEFAULT, LoadPinSetting
 from kmodgate.model import Policy
 
@@ -104,6 +104,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         ),
         "listen": str(config.listen),
         "logging": {"level": config.log_level.value},
+        "eventSinks": _event_sinks(config.event_sinks),
         "backend": config.backend.value,
         "onExit": config.on_exit.value,
     }
@@ -121,6 +122,22 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         },
         "kmodgate": ours,
     }
+
+
+def _event_sinks(sinks: EventSinks) -> dict[str, Any]:
+    """Those beside stdout; how to prove who we are is not shown, only where it stands."""
+    shown: dict[str, Any] = {}
+    if (file := sinks.file) is not None:
+        size = f"{file.max_size / (1 << 20):g}MiB"
+        shown["file"] = {"path": str(file.path), "maxSize": size, "maxFiles": file.max_files}
+    if (otlp := sinks.otlp) is not None:
+        shown["otlp"] = {
+            "endpoint": otlp.endpoint,
+            "caCertificate": None if otlp.ca_certificate is None else str(otlp.ca_certificate),
+            "bearerTokenFile": None if otlp.bearer_token_file is None else str(otlp.bearer_token_file),
+            "timeout": f"{otlp.timeout:g}s",
+        }
+    return shown
 
 
 _KEYS = (

@@ -12,6 +12,7 @@ from .effective import apply_pool, resolve, to_effective_policy
 from .files import load
 from .parse import parse
 from .problems import ConfigProblems
+from .sinkvalues import EventSinks, FileSinkConfig, OtlpSinkConfig
 from .values import (
     BackendChoice,
     KernelProfileChoice,
@@ -28,6 +29,8 @@ from .values import (
 __all__ = [
     "BackendChoice",
     "ConfigProblems",
+    "EventSinks",
+    "FileSinkConfig",
     "KernelProfileChoice",
     "ListenAddress",
     "LoadPinSetting",
@@ -35,6 +38,7 @@ __all__ = [
     "NodeConfig",
     "NodePool",
     "OnExit",
+    "OtlpSinkConfig",
     "TrustConfig",
     "apply_pool",
     "load",

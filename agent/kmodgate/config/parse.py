@@ -20,7 +20,7 @@ from typing import TypeVar
 from kmodgate.errors import ConfigError
 from kmodgate.model import CgroupMode, Policy
 
-from . import schema
+from . import schema, sinks
 from .effective import refuse_any
 from .problems import ConfigProblems, report
 from .tree import KeyPath, Tree, read
@@ -35,7 +35,7 @@ from .values import (
 
 _T = TypeVar("_T")
 # Keys of a section that are no values of the config.
-_NOT_VALUES = {"trust", "logging", "nodePools", "name", "nodeSelector", "matchLabels"}
+_NOT_VALUES = {"trust", "logging", "eventSinks", "nodePools", "name", "nodeSelector", "matchLabels"}
 
 
 def parse(data: bytes, *, source: str, directory: Path = Path()) -> NodeConfig:
@@ -101,6 +101,7 @@ class _Builder:
             listen=_or(ours.listen, base.listen),
             web_config=self.joined_one(ours.web_config),
             log_level=_or(level, base.log_level),
+            event_sinks=sinks.build(ours.event_sinks, self.directory),
             backend=_or(ours.backend, base.backend),
             on_exit=_or(ours.on_exit, base.on_exit),
             hardened=_or(ours.hardened, base.hardened),

@@ -14,6 +14,7 @@ from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
 from . import gke, scalars
 from .section import Key, RequiredKey, Section, flag, list_of, section, sections, word
+from .sinks import EventSinksSection
 from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel, OnExit
 
 MAX_PATHS = 1000
@@ -138,6 +139,7 @@ class Kmodgate(Overridable):
     listen = Key("listen", scalars.listen)
     web_config = Key("webConfig", scalars.path)
     logging = section("logging", Logging)
+    event_sinks = section("eventSinks", EventSinksSection)
     backend = Key("backend", word(BackendChoice))
     on_exit = Key("onExit", word(OnExit))
     hardened = Key("hardened", flag)

@@ -16,6 +16,8 @@ from types import MappingProxyType
 
 from kmodgate.model import Backend, CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
+from .sinkvalues import EventSinks
+
 DEFAULT_HOLD_TIMEOUT_NS = 250_000_000
 DEFAULT_MAX_MODULE_SIZE = 64 << 20
 DEFAULT_PORT = 9464
@@ -194,6 +196,7 @@ class NodeConfig:
         cgroup_mode: the cgroup mode that the node pool is configured for.
         hold_timeout_ns: longest time that a load waits for the agent.
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
+        event_sinks: where events go beside stdout.
         on_exit: whether enforcement outlives the agent.
         preverify: directories whose modules are verified before they are loaded; None for
             ``updates`` of the running kernel.
@@ -223,6 +226,7 @@ class NodeConfig:
     listen: ListenAddress = ListenAddress()
     web_config: Path | None = None
     log_level: LogLevel = LogLevel.INFO
+    event_sinks: EventSinks = field(default_factory=EventSinks)
     backend: BackendChoice = BackendChoice.AUTO
     on_exit: OnExit = OnExit.KEEP
     hardened: bool = False

@@ -36,6 +36,8 @@ from .exemplars import LABEL, Exemplars, Latest, Told
 from .expected import expected_loads
 from .flood import LeftOut
 from .lines import Loss
+from .sink import SinkCounts
+from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT, EventSink
 from .status import AgentStatus
 from .table import Kind, Metric
 
@@ -129,6 +131,7 @@ class AgentMetrics:
         self._off_switches: Counter[m.OffSwitch] = Counter()
         self._guard: Callable[[], Mapping[m.GuardedSwitch, int]] | None = None
         self._hardened = False
+        self._sinks: Callable[[], Mapping[EventSink, SinkCounts]] | None = None
         self._errors: Counter[m.ScrapeSource] = Counter()
         self._failing: set[m.ScrapeSource] = set()
         self._expected: dict[tuple[Verdict, Reason, Api, By], int] = {}
@@ -141,6 +144,7 @@ class AgentMetrics:
             m.ScrapeSource.AGENT: self._agent,
             m.ScrapeSource.EVENT_LOG: self._log,
             m.ScrapeSource.GUARD: self._off,
+            m.ScrapeSource.EVENT_SINKS: self._event_sinks,
         }
         self.registry.register(self)
         if process:
@@ -154,9 +158,42 @@ class AgentMetrics:
         with self._reading:
             self._kernel = kernel
 
-    def attach_event_log(self, event_log: EventLogCounts) -> None:
-        """Export what this event log lost and left out."""
+    def attach_event_log(
+        self,
+        event_log: EventLogCounts,
+        sinks: Callable[[], Mapping[EventSink, SinkCounts]] | None = None,
+    ) -> None:
+        """Export what this event log lost and left out, and what became of the events of each sink."""
         self._event_log = event_log
+        self._sinks = sinks
+
+    def loads(self) -> Mapping[tuple[Verdict, Reason, By], int]:
+        """The decided loads, for ``kmodgate status``. OSError when they cannot be read."""
+        totals: Counter[tuple[Verdict, Reason, By]] = Counter()
+        with self._reading:
+            if self._kernel is not None:
+                for verdict, reason, _, by, count in self._kernel.loads():
+                    totals[verdict, reason, by] += count
+        return totals
+
+    def lost(self) -> Mapping[str, int]:
+        """Lost records, by ``EventLoss``, for ``kmodgate status``."""
+        with self._reading:
+            return self._lost(self._kernel, self._event_log)
+
+    @staticmethod
+    def _lost(kernel: KernelCounters | None, event_log: EventLogCounts | None) -> dict[str, int]:
+        lost = dict.fromkeys(map(str, m.EventLoss), 0)
+        if kernel is not None:
+            lost |= kernel.lost()
+        if event_log is not None:
+            lost |= {_LOSS[cause].value: count for cause, count in event_log.lost().items()}
+        return lost
+
+    @property
+    def hardened(self) -> bool:
+        """The guard denies now."""
+        return self._hardened
 
     def observe_verify(self, seconds: float) -> None:
         """One module was read and verified."""
@@ -234,7 +271,6 @@ class AgentMetrics:
 
     def _statistics(self) -> Iterator[Family]:
         kernel, event_log = self._kernel, self._event_log
-        lost = dict.fromkeys(map(str, m.EventLoss), 0)
         if kernel is not None:
             since = self._status.snapshot().counts_since
             yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()}, since)
@@ -242,9 +278,7 @@ class AgentMetrics:
             yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()}, since)
             errors = dict.fromkeys(map(str, m.KernelErrorKind), 0) | dict(kernel.errors())
             yield _counts(m.KERNEL_ERRORS, {(kind,): count for kind, count in errors.items()})
-            lost |= kernel.lost()
-        if event_log is not None:
-            lost |= {_LOSS[cause].value: count for cause, count in event_log.lost().items()}
+        lost = self._lost(kernel, event_log)
         yield _counts(m.EVENTS_LOST, {(kind,): count for kind, count in lost.items()})
 
     def _state(self) -> Iterator[Family]:
@@ -295,6 +329,19 @@ class AgentMetrics:
             left_out = self._event_log.suppressed()
             yield _counts(
                 m.EVENTS_SUPPRESSED, {(key.verdict.label, key.reason.label): n for key, n in left_out.items()}
+            )
+
+    def _event_sinks(self) -> Iterator[Family]:
+        if self._sinks is not None:
+            counts = self._sinks()
+            yield _counts(EVENT_SINK_SENT, {(sink.value,): found.sent for sink, found in counts.items()})
+            yield _counts(
+                EVENT_SINK_DROPPED,
+                {
+                    (sink.value, cause.value): count
+                    for sink, found in counts.items()
+                    for cause, count in found.dropped.items()
+                },
             )
 
 

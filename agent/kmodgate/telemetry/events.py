@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 from kmodgate.model import By, LoadEvent, Pod, Reason, Signer, Verdict
 
@@ -57,6 +57,8 @@ class Cause(StrEnum):
     FLOOD = "flood"
     QUEUE_FULL = "queue_full"
     WRITE_FAILED = "write_failed"
+    SLOW_READER = "slow_reader"
+    """``kmodgate events`` read more slowly than events came; the log itself has them."""
 
 
 _CAUSE_OF: Final = {Loss.QUEUE_FULL: Cause.QUEUE_FULL, Loss.WRITE_FAILED: Cause.WRITE_FAILED}
@@ -132,6 +134,68 @@ def errno_name(number: int) -> str:
     return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, str(number))
 
 
+class Tap(Protocol):
+    """Hears every event that the log tells, beside its stream. Must return at once."""
+
+    def __call__(self, record: Mapping[str, object], line: bytes) -> None:
+        """One event: what ``to_record`` gave, and the same as a line with its newline."""
+
+
+class MissingEvents:
+    """Makes the ``suppressed`` records for one reader of the log: what it did not get since the last one.
+
+    Args:
+        left_out: what the flood limit has left out so far.
+        node: name of the node.
+        wall: the time.
+    """
+
+    def __init__(
+        self,
+        left_out: Callable[[], Mapping[LeftOut, int]],
+        *,
+        node: str | None = None,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._left_out = left_out
+        self._node = node
+        self._wall = wall
+        self._stated_flood = Counter(left_out())
+        self._stated: Counter[Cause] = Counter()
+
+    def __call__(self, lost: Mapping[Loss, int], *, final: bool) -> Statement | None:
+        """As ``lines.Statements`` wants it."""
+        del final
+        return self.statement({_CAUSE_OF[loss]: count for loss, count in lost.items()})
+
+    def statement(self, lost: Mapping[Cause, int]) -> Statement | None:
+        """What is missing since the last statement; ``lost`` only ever grows."""
+        left_out, total = Counter(self._left_out()), Counter(lost)
+        flood, broken = left_out - self._stated_flood, total - self._stated
+        missing: list[dict[str, object]] = [
+            {"cause": Cause.FLOOD.value, "verdict": key.verdict.label, "reason": key.reason.label, "count": n}
+            for key, n in sorted(flood.items())
+        ]
+        missing += [
+            {"cause": cause.value, "verdict": None, "reason": None, "count": n} for cause, n in broken.items()
+        ]
+        if not missing:
+            return None
+        record: dict[str, object] = {
+            "event": Kind.SUPPRESSED.value,
+            "schema": SCHEMA_VERSION,
+            "time": time_value(self._wall()),
+            "node": text_value(self._node),
+            "count": flood.total() + broken.total(),
+            "missing": missing,
+        }
+
+        def delivered() -> None:
+            self._stated_flood, self._stated = left_out, total
+
+        return Statement(_line(record).encode("ascii") + b"\n", delivered)
+
+
 class EventLog:
     """The log of one agent.
 
@@ -168,9 +232,19 @@ class EventLog:
         self._wall = wall
         self._lock = threading.Lock()
         self._sequence = 0
-        self._stated_flood: Counter[LeftOut] = Counter()
-        self._stated_lost: dict[Loss, int] = dict.fromkeys(Loss, 0)
-        self._writer = LineWriter(stream, capacity=capacity, interval=interval, statements=self._statement)
+        self._taps: tuple[Tap, ...] = ()
+        self._writer = LineWriter(
+            stream, capacity=capacity, interval=interval, statements=self.missing_events()
+        )
+
+    def tap(self, tap: Tap) -> None:
+        """Tell every event from now on to ``tap`` as well."""
+        with self._lock:
+            self._taps = (*self._taps, tap)
+
+    def missing_events(self) -> MissingEvents:
+        """What states to one reader, from now on, what it does not get."""
+        return MissingEvents(self.suppressed, node=self._node, wall=self._wall)
 
     def write(self, event: LoadEvent) -> int | None:
         """Tell one load, unless it is routine. Never waits and never fails.
@@ -187,7 +261,7 @@ class EventLog:
             sequence = self._sequence
             if self._flood.allow(event, self._now()):
                 # Inside the lock, so that the numbers rise from line to line.
-                self._writer.put(to_json(event, sequence=sequence).encode("ascii") + b"\n")
+                self._tell(to_record(event, sequence=sequence))
                 self.exemplars.note(event, sequence)
         return sequence
 
@@ -198,8 +272,13 @@ class EventLog:
         """
         with self._lock:
             self._sequence += 1
-            record = make(self._wall(), self._node, self._sequence)
-            self._writer.put(_line(record).encode("ascii") + b"\n")
+            self._tell(make(self._wall(), self._node, self._sequence))
+
+    def _tell(self, record: Mapping[str, object]) -> None:
+        line = _line(record).encode("ascii") + b"\n"
+        self._writer.put(line)
+        for tap in self._taps:
+            tap(record, line)
 
     def suppressed(self) -> Mapping[LeftOut, int]:
         """Events that the flood limit left out since the start, by verdict and reason."""
@@ -210,41 +289,13 @@ class EventLog:
         """Lines that the stream did not take since the start, by cause."""
         return self._writer.lost()
 
+    def written(self) -> int:
+        """Events that the stream took since the start."""
+        return self._writer.written()
+
     def close(self, timeout: float = 2.0) -> None:
         """State what was left out, write what waits within ``timeout`` seconds, and stop."""
         self._writer.close(timeout)
-
-    def _statement(self, lost: Mapping[Loss, int], *, final: bool) -> Statement | None:
-        """What is missing since the last statement. Runs on the writer's thread."""
-        del final
-        left_out = Counter(self.suppressed())
-        flood = left_out - self._stated_flood
-        broken = {cause: lost[cause] - self._stated_lost[cause] for cause in Loss}
-        missing: list[dict[str, object]] = [
-            {"cause": Cause.FLOOD.value, "verdict": key.verdict.label, "reason": key.reason.label, "count": n}
-            for key, n in sorted(flood.items())
-        ]
-        missing += [
-            {"cause": _CAUSE_OF[cause].value, "verdict": None, "reason": None, "count": n}
-            for cause, n in broken.items()
-            if n
-        ]
-        if not missing:
-            return None
-        record: dict[str, object] = {
-            "event": Kind.SUPPRESSED.value,
-            "schema": SCHEMA_VERSION,
-            "time": time_value(self._wall()),
-            "node": text_value(self._node),
-            "count": sum(flood.values()) + sum(broken.values()),
-            "missing": missing,
-        }
-
-        def delivered() -> None:
-            self._stated_flood = left_out
-            self._stated_lost = dict(lost)
-
-        return Statement(_line(record).encode("ascii") + b"\n", delivered)
 
 
 def _line(record: Mapping[str, object]) -> str:

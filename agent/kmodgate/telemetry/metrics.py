@@ -15,6 +15,7 @@ from typing import Final
 from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason, Verdict
 from kmodgate.node import RootProtection
 
+from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT
 from .table import Kind, Label, Metric
 
 
@@ -119,6 +120,7 @@ class ScrapeSource(StrEnum):
     AGENT = "agent"
     EVENT_LOG = "event_log"
     GUARD = "guard"
+    EVENT_SINKS = "event_sinks"
 
 
 def _switch(name: str) -> Label:
@@ -387,6 +389,8 @@ TABLE: Final[tuple[Metric, ...]] = (
     QUESTIONS,
     EVENTS_LOST,
     EVENTS_SUPPRESSED,
+    EVENT_SINK_SENT,
+    EVENT_SINK_DROPPED,
     PROGRAM_MISSES,
     KERNEL_ERRORS,
     TRUST_ANCHORS,

@@ -37,12 +37,18 @@ from kmodgate.telemetry.expected import expected_loads
 from kmodgate.telemetry.flood import LeftOut
 from kmodgate.telemetry.lines import Loss
 from kmodgate.telemetry.metrics import TABLE, LoadedSignature, QuestionOutcome
+from kmodgate.telemetry.sink import SinkCounts
+from kmodgate.telemetry.sinkmetrics import EventSink
 from kmodgate.telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
 from kmodgate.telemetry.table import OTHER
 
 ROOT = PinnedRoot(27, 254, 1, "/", "ext4", "/dev/vda1", mount_read_only=False, superblock_read_only=False)
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def sinks() -> Mapping[EventSink, SinkCounts]:
+    return {sink: SinkCounts(7, {Loss.QUEUE_FULL: 3, Loss.WRITE_FAILED: 0}) for sink in EventSink}
 
 
 class FakeLog:
@@ -280,7 +286,7 @@ def test_a_node_with_everything_counted_stays_small(
         (*((2**n * 1e-6, 1) for n in range(23)), (math.inf, 1)), 1.0
     )
     metrics.attach(counters)
-    metrics.attach_event_log(FakeLog())
+    metrics.attach_event_log(FakeLog(), sinks)
     samples = scrape(metrics)
     anchors = [k for k in samples if k[0].startswith("kmodgate_trust_anchor_not_after")]
     assert len(anchors) == 64
@@ -297,7 +303,7 @@ def test_everything_exported_is_in_the_table_and_the_other_way_round(
     status.set_pins(ROOT, current=True, verity=0)
     status.set_hold_limit(0.25)
     metrics.attach(counters)
-    metrics.attach_event_log(FakeLog())
+    metrics.attach_event_log(FakeLog(), sinks)
     metrics.attach_guard(dict)
     exported = {family.name: family.documentation for family in metrics.registry.collect()}
     assert exported == {metric.family: metric.help for metric in TABLE}
