@@ -322,12 +322,43 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """The controller of a pod: ``Deployment``, ``DaemonSet``, ``Job``, …, and its name."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
-    """The pod that a load came from. The UID is the only part that is always known."""
+    """The pod that a load came from. The UID is the only part that is always known.
+
+    Attributes:
+        uid: of the pod's object; of a static pod that no mirror is known for, its manifest's hash.
+        container: name of the container in the pod.
+        image: as the pod asks for it.
+        owner: the pod's controller.
+        service_account: the pod's.
+    """
 
     uid: str
     namespace: str | None = None
     name: str | None = None
+    container: str | None = None
+    image: str | None = None
+    owner: Owner | None = None
+    service_account: str | None = None
+
+
+class Workload(StrEnum):
+    """What sort of process asked for a load."""
+
+    POD = "pod"
+    CONTAINER = "container"
+    """In a container, and in no pod that is known."""
+    HOST = "host"
+    KERNEL = "kernel"
+    """``modprobe`` that the kernel started (``request_module``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,9 +398,12 @@ class LoadEvent:
         comm: the thread's name, which the thread chooses itself.
         exe: target of ``/proc/PID/exe``.
         uid: real user id in the initial user namespace.
+        workload: the sort of process.
         container_id: of the container runtime.
         pod: the pod.
+        kernel_request: what the kernel asked ``modprobe`` for (``"fs-xfs"``, ``"net-pf-16"``).
         node: Kubernetes name of the node.
+        pool: name of the node pool whose policy decided.
         hold_ns: nanoseconds waited for the agent.
         decision_ns: nanoseconds spent deciding, the wait included.
     """
@@ -402,9 +436,12 @@ class LoadEvent:
     comm: str | None = None
     exe: str | None = None
     uid: int | None = None
+    workload: Workload | None = None
     container_id: str | None = None
     pod: Pod | None = None
+    kernel_request: str | None = None
     node: str | None = None
+    pool: str | None = None
     hold_ns: int = 0
     decision_ns: int = 0
 

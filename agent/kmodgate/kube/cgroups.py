@@ -13,7 +13,7 @@ systemd, containerd    ``/kubepods.slice/kubepods-burstable.slice/kubepods-burst
                        ``cri-containerd-ID.scope``
 systemd, CRI-O         ``…/crio-ID.scope``, with crun ``…/crio-ID.scope/container``
 systemd, Docker        ``…/docker-ID.scope``
-the two drivers mixed  ``/system.slice/containerd.service/kubepods-burstable-podU_I_D.slice:cri-containerd:ID``
+the two drivers mixed  ``/system.slice/containerd.service/kubepods-podU_I_D.slice:cri-containerd:ID``
 no pod                 ``/docker/ID``, ``/system.slice/docker-ID.scope``, ``/machine.slice/libpod-ID.scope``
 =====================  =============================================================================
 
@@ -37,7 +37,9 @@ _UID: Final = "|".join(
     ["[0-9a-f]{32}", *(mark.join(f"[0-9a-f]{{{n}}}" for n in (8, 4, 4, 4, 12)) for mark in "-_")]
 )
 # The systemd driver puts the whole path into the slice's name: its parents', then pod and UID.
-_POD: Final = re.compile(rf"(?:(?:[a-z0-9_]+-)*kubepods(?:-burstable|-besteffort)?-)?pod(?P<uid>{_UID})(?:\.slice)?")
+_POD: Final = re.compile(
+    rf"(?:(?:[a-z0-9_]+-)*kubepods(?:-burstable|-besteffort)?-)?pod(?P<uid>{_UID})(?:\.slice)?"
+)
 _ID: Final = r"[0-9a-f]{64}"
 # What monitors a container (conmon) is not in it.
 _CONTAINER: Final = re.compile(rf"(?:(?:cri-containerd|crio|docker|libpod)-)?(?P<id>{_ID})(?:\.scope)?")

@@ -16,6 +16,9 @@ ID = "8f2b6f0b8f3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6"
 ID2 = ID[::-1]
 SYSTEMD = UID.replace("-", "_")
 
+BURSTABLE = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD}.slice"
+BEST_EFFORT = f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SYSTEMD}.slice"
+
 PATHS = {
     # kubelet and runtime with the cgroupfs driver
     f"/kubepods/burstable/pod{UID}/{ID}": CgroupRef(UID, ID),
@@ -25,14 +28,14 @@ PATHS = {
     f"/kubelet/kubepods/burstable/pod{UID}/{ID}": CgroupRef(UID, ID),
     f"/kubepods/burstable/pod{STATIC}/{ID}": CgroupRef(STATIC, ID),
     # systemd driver: containerd, CRI-O, Docker
-    f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope": (
+    f"{BURSTABLE}/cri-containerd-{ID}.scope": (
         CgroupRef(UID, ID)
     ),
     f"/kubepods.slice/kubepods-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope": CgroupRef(UID, ID),
-    f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SYSTEMD}.slice/crio-{ID}.scope": (
+    f"{BEST_EFFORT}/crio-{ID}.scope": (
         CgroupRef(UID, ID)
     ),
-    f"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{SYSTEMD}.slice/crio-{ID}.scope/container": (
+    f"{BEST_EFFORT}/crio-{ID}.scope/container": (
         CgroupRef(UID, ID)
     ),
     f"/kubepods.slice/kubepods-pod{SYSTEMD}.slice/docker-{ID}.scope": CgroupRef(UID, ID),
@@ -102,7 +105,8 @@ def test_cgroup_v2() -> None:
 
 
 def test_hybrid_where_the_unified_hierarchy_knows_nothing() -> None:
-    text = f"11:pids:/kubepods/pod{UID}/{ID}\n1:name=systemd:/kubepods/pod{UID}/{ID}\n0::/system.slice/containerd.service\n"
+    path = f"/kubepods/pod{UID}/{ID}"
+    text = f"11:pids:{path}\n1:name=systemd:{path}\n0::/system.slice/containerd.service\n"
     assert parse_proc_cgroup(text) == CgroupRef(UID, ID)
 
 
@@ -130,7 +134,9 @@ def test_no_text_does_any_harm(text: str) -> None:
     parse_proc_cgroup(text)
 
 
-@given(st.lists(st.sampled_from(["..", "kubepods", f"pod{OTHER}", ID2, f"crio-{ID2}.scope", "x"]), max_size=8))
+@given(
+    st.lists(st.sampled_from(["..", "kubepods", f"pod{OTHER}", ID2, f"crio-{ID2}.scope", "x"]), max_size=8)
+)
 def test_nothing_below_a_container_changes_whose_it_is(below: list[str]) -> None:
     for path, expected in PATHS.items():
         if expected.container_id:

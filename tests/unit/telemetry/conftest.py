@@ -19,12 +19,14 @@ from kmodgate.model import (
     LoadEvent,
     Mode,
     Origin,
+    Owner,
     Pod,
     Policy,
     Reason,
     SignatureStatus,
     Signer,
     Verdict,
+    Workload,
 )
 
 DENIAL = LoadEvent(
@@ -55,8 +57,18 @@ DENIAL = LoadEvent(
     exe="/usr/bin/kmod",
     uid=0,
     container_id="c" * 64,
-    pod=Pod("0d3b1c52-0000-4000-8000-000000000001", "default", "loader-0"),
+    workload=Workload.POD,
+    pod=Pod(
+        "0d3b1c52-0000-4000-8000-000000000001",
+        "default",
+        "loader-0",
+        "loader",
+        "registry.example/loader:1",
+        Owner("StatefulSet", "loader"),
+        "drivers",
+    ),
     node="node-a",
+    pool="gpu",
     hold_ns=1_234_567,
     decision_ns=2_000_999,
 )
