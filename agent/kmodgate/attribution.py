@@ -17,7 +17,7 @@ from typing import Final
 
 from .hooks.kernfs import path_of_cgroup
 from .kube.cgroups import CgroupRef, parse_path, parse_proc_cgroup
-from .model import Pod, Workload
+from .workload import Pod, Workload
 
 log = logging.getLogger(__name__)
 

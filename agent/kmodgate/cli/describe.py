@@ -106,6 +106,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "logging": {"level": config.log_level.value},
         "backend": config.backend.value,
         "onExit": config.on_exit.value,
+        "kubernetes": {"events": config.kubernetes_events, "nodeCondition": config.kubernetes_condition},
     }
     if config.pool is not None:
         ours["nodePool"] = config.pool
@@ -144,6 +145,8 @@ _KEYS = (
     "listen",
     "logging.level",
     "backend",
+    "kubernetes.events",
+    "kubernetes.nodeCondition",
 )
 
 

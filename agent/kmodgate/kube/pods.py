@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from kmodgate.model import Owner, Pod
+from kmodgate.workload import Owner, Pod
 
 from .cgroups import CgroupRef
 from .objects import ContainerObject, Json, PodObject, pod_of

@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final
 
-from kmodgate.model import By, LoadEvent, Pod, Reason, Signer, Verdict
+from kmodgate.model import By, LoadEvent, Reason, Signer, Verdict
+from kmodgate.workload import Pod
 
 from .flood import FloodLimit, LeftOut
 from .lines import LineWriter, Loss, Statement, Stream

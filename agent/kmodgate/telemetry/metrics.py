@@ -15,6 +15,7 @@ from typing import Final
 from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason, Verdict
 from kmodgate.node import RootProtection
 
+from .kubernetes import KUBERNETES_EVENTS, KUBERNETES_WATCH, NODE_POOL_INFO
 from .table import Kind, Label, Metric
 
 
@@ -119,6 +120,7 @@ class ScrapeSource(StrEnum):
     AGENT = "agent"
     EVENT_LOG = "event_log"
     GUARD = "guard"
+    CLUSTER = "cluster"
 
 
 def _switch(name: str) -> Label:
@@ -365,6 +367,7 @@ TABLE: Final[tuple[Metric, ...]] = (
     OFF_SWITCH_EVENTS,
     OFF_SWITCH_DENIALS,
     POLICY_INFO,
+    NODE_POOL_INFO,
     BACKEND_INFO,
     DECISION_SECONDS,
     HOLD_SECONDS,
@@ -385,6 +388,8 @@ TABLE: Final[tuple[Metric, ...]] = (
     RELOAD_TIMESTAMP,
     ENFORCEMENT_GAP,
     AGENT_GAP,
+    KUBERNETES_WATCH,
+    KUBERNETES_EVENTS,
     BUILD_INFO,
     SCRAPE_ERRORS,
 )

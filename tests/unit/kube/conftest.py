@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.unit.kube.mock_apiserver import MockApiServer
 
 Eventually = Callable[[Callable[[], object]], None]

@@ -77,7 +77,9 @@ class MockApiServer:
             self.history.append((self.version, path, {"type": kind, "object": item}))
             self.changed.notify_all()
 
-    def asked(self, method: str, *, watch: bool | None = None) -> list[tuple[str, dict[str, str], Json | None]]:
+    def asked(
+        self, method: str, *, watch: bool | None = None
+    ) -> list[tuple[str, dict[str, str], Json | None]]:
         return [
             (path, query, body)
             for verb, path, query, body in list(self.requests)

@@ -28,16 +28,10 @@ PATHS = {
     f"/kubelet/kubepods/burstable/pod{UID}/{ID}": CgroupRef(UID, ID),
     f"/kubepods/burstable/pod{STATIC}/{ID}": CgroupRef(STATIC, ID),
     # systemd driver: containerd, CRI-O, Docker
-    f"{BURSTABLE}/cri-containerd-{ID}.scope": (
-        CgroupRef(UID, ID)
-    ),
+    f"{BURSTABLE}/cri-containerd-{ID}.scope": (CgroupRef(UID, ID)),
     f"/kubepods.slice/kubepods-pod{SYSTEMD}.slice/cri-containerd-{ID}.scope": CgroupRef(UID, ID),
-    f"{BEST_EFFORT}/crio-{ID}.scope": (
-        CgroupRef(UID, ID)
-    ),
-    f"{BEST_EFFORT}/crio-{ID}.scope/container": (
-        CgroupRef(UID, ID)
-    ),
+    f"{BEST_EFFORT}/crio-{ID}.scope": (CgroupRef(UID, ID)),
+    f"{BEST_EFFORT}/crio-{ID}.scope/container": (CgroupRef(UID, ID)),
     f"/kubepods.slice/kubepods-pod{SYSTEMD}.slice/docker-{ID}.scope": CgroupRef(UID, ID),
     f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{STATIC}.slice/crio-{ID}.scope": (
         CgroupRef(STATIC, ID)

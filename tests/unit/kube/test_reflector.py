@@ -7,11 +7,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from tests.unit.kube.conftest import Eventually
+from tests.unit.kube.mock_apiserver import Handler, MockApiServer
 
 from kmodgate.kube.api import Api, Json
 from kmodgate.kube.reflector import Reflector
-from tests.unit.kube.conftest import Eventually
-from tests.unit.kube.mock_apiserver import Handler, MockApiServer
 
 PODS = "/api/v1/pods"
 
@@ -142,7 +142,9 @@ def test_an_absent_server_leaves_what_was_seen(
     eventually(lambda: reflector.problem is None)
 
 
-@pytest.mark.parametrize("fault", [b"{}", b'{"items":[1],"metadata":{"resourceVersion":"1"}}', b'{"items":7}'])
+@pytest.mark.parametrize(
+    "fault", [b"{}", b'{"items":[1],"metadata":{"resourceVersion":"1"}}', b'{"items":7}']
+)
 def test_a_list_that_is_none_is_asked_again(
     server: MockApiServer, reflector: Reflector, copy: Copy, eventually: Eventually, fault: bytes
 ) -> None:
@@ -176,7 +178,9 @@ def test_a_list_that_is_too_large_is_read_in_pages(
         more = {"continue": str(start + 10)} if start + 10 < 30 else {}
         import json  # noqa: PLC0415
 
-        handler.send(200, json.dumps({"metadata": {"resourceVersion": "130", **more}, "items": items}).encode())
+        handler.send(
+            200, json.dumps({"metadata": {"resourceVersion": "130", **more}, "items": items}).encode()
+        )
         return True
 
     server.faults["list"] = [lambda _handler: False, page, page, page]
@@ -233,10 +237,9 @@ def test_a_server_that_ends_each_watch_at_once_is_not_asked_without_end(
 def test_what_moved_is_said(server: MockApiServer, eventually: Eventually) -> None:
     moves: list[str | None] = []
     api = Api(server.place)
-    reflector = Reflector(
-        api, PODS, "x=y", Copy(), moved=lambda: moves.append(reflector.problem), spread=lambda: 0.0
-    )
-    reflector.start()
+    made: list[Reflector] = []
+    made.append(Reflector(api, PODS, "x=y", Copy(), moved=lambda: moves.append(made[0].problem)))
+    made[0].start()
     eventually(lambda: moves == [None])
     api.close()
-    reflector.stop(20)
+    made[0].stop(20)

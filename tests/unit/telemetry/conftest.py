@@ -19,15 +19,13 @@ from kmodgate.model import (
     LoadEvent,
     Mode,
     Origin,
-    Owner,
-    Pod,
     Policy,
     Reason,
     SignatureStatus,
     Signer,
     Verdict,
-    Workload,
 )
+from kmodgate.workload import Owner, Pod, Workload
 
 DENIAL = LoadEvent(
     time=datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC),

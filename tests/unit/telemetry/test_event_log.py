@@ -27,19 +27,17 @@ from kmodgate.model import (
     LoadEvent,
     Mode,
     Origin,
-    Owner,
-    Pod,
     Policy,
     Reason,
     SignatureStatus,
     Signer,
     Verdict,
-    Workload,
 )
 from kmodgate.telemetry.events import Cause, EventLog, errno_name, is_remarkable, to_json, to_record
 from kmodgate.telemetry.flood import FloodLimit, LeftOut, Rate
 from kmodgate.telemetry.inventory import InventoryOutcome, LoadedModuleReport, inventory_record
 from kmodgate.telemetry.metrics import LoadedSignature
+from kmodgate.workload import Owner, Pod, Workload
 
 Change = Callable[..., LoadEvent]
 SCHEMA = json.loads(files("kmodgate.telemetry").joinpath("event.schema.json").read_text())
