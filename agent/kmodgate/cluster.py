@@ -94,7 +94,7 @@ class Cluster:
         self._pods = PodStore()
         self._notices = Notices(api, self.node)
         self._watches = {
-            "node": Reflector(api, _NODES, f"metadata.name={self.node}", self._labels),
+            "node": Reflector(api, _NODES, f"metadata.name={self.node}", self._labels, single=True),
             "pods": Reflector(api, _PODS, f"spec.nodeName={self.node}", self._pods),
         }
         self._api = api

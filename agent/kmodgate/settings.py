@@ -64,7 +64,7 @@ class Settings:
 
 
 def next_validity_change(settings: Settings, now: float) -> float:
-    """Unix time at which a certificate's validity begins or ends next; infinity where that is of no matter."""
+    """Unix time at which a certificate's validity begins or ends next; infinity where none matters."""
     if not settings.config.trust.require_validity:
         return math.inf
     moments = (

@@ -4,6 +4,8 @@
 It begins with a list from the server's cache (``resourceVersion=0``) and watches from there.
 A watch that ends goes on where it was. Where the server no longer knows that place (410 Gone)
 there is a new list. While the server is away, what was seen last stays.
+
+One object alone needs no list, and no right to list: a watch from version 0 begins with it.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Reflector:
         path: of the collection.
         field_selector: narrows it to what concerns this node.
         sink: takes what is seen.
+        single: the selector names one object.
         moved: called when the copy became current, or stopped being so.
         spread: 0 to 1, spreads waits and lifetimes.
     """
@@ -61,6 +64,7 @@ class Reflector:
         field_selector: str,
         sink: Sink,
         *,
+        single: bool = False,
         moved: Callable[[], None] = lambda: None,
         spread: Callable[[], float] = random.random,
     ) -> None:
@@ -71,7 +75,8 @@ class Reflector:
         self._moved = moved
         self._spread = spread
         self._stopping = threading.Event()
-        self._version: str | None = None
+        self._start = "0" if single else None
+        self._version = self._start
         self._said: str | None = None
         self._problem: str | None = "not read yet"
         self._thread = threading.Thread(target=self._run, name=f"kmodgate-watch-{path[-5:]}", daemon=True)
@@ -102,10 +107,10 @@ class Reflector:
             except ApiError as error:
                 asked_to_wait = error.retry_after
                 if error.status in {_GONE, TOO_LARGE}:
-                    self._version = None
+                    self._version = self._start
                 self._lost(str(error))
             except Exception as error:  # noqa: BLE001  # whatever an object holds, the next one is looked at
-                self._version = None
+                self._version = self._start
                 self._lost(f"{type(error).__name__}: {error}")
             # A server that lets each watch stand for a moment must not be asked without end.
             failures = 0 if time.monotonic() - began > _STEADY else failures + 1

@@ -70,6 +70,30 @@ def test_list_then_watch(
     assert watched["resourceVersion"] == "101"
 
 
+def test_one_object_needs_no_list(server: MockApiServer, copy: Copy, eventually: Eventually) -> None:
+    server.put(PODS, pod("a"))
+    api = Api(server.place)
+    reflector = Reflector(api, PODS, "metadata.name=a", copy, single=True, spread=lambda: 0.0)
+    server.faults["watch"] = [
+        lambda _handler: False,
+        lambda handler: handler.send_status(410, "Expired"),
+        lambda _handler: False,
+    ]
+    reflector.start()
+    eventually(lambda: copy.names == {"a"})
+    with server.changed:
+        server.closing = True
+        server.changed.notify_all()
+    eventually(lambda: len(server.asked("GET", watch=True)) >= 2)
+    server.closing = False
+    eventually(lambda: len(server.asked("GET", watch=True)) >= 3)
+    versions = [query["resourceVersion"] for _, query, _ in server.asked("GET", watch=True)]
+    assert versions[:3] == ["0", "101", "0"]
+    assert not server.asked("GET", watch=False)
+    api.close()
+    reflector.stop(20)
+
+
 def test_a_lost_watch_goes_on_where_it_was(
     server: MockApiServer, reflector: Reflector, copy: Copy, eventually: Eventually
 ) -> None:
