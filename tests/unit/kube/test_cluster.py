@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from tests.unit.kube.conftest import Eventually
-from tests.unit.kube.mock_apiserver import MockApiServer
+from tests.unit.kube.mock_apiserver import Handler, MockApiServer
 
 from kmodgate import cluster as cluster_module
 from kmodgate.cluster import Cluster, look_up_labels
 from kmodgate.config import NodeConfig
 from kmodgate.config.watch import Debounce
 from kmodgate.errors import ConfigError, NodeError
+from kmodgate.kube.api import ApiError, Place
 from kmodgate.kube.cgroups import CgroupRef
 from kmodgate.model import (
     Api,
@@ -158,7 +159,7 @@ def test_the_note_stands_in_while_the_server_is_away(
     monkeypatch.setattr(cluster_module, "_NOTED_WAIT", 0.05)
     server.put(NODES, node(pool="gpu"))
     assert make().labels() == {"pool": "gpu"}
-    eventually(lambda: (tmp_path / "state/node-labels.json").exists())
+    eventually((tmp_path / "state/node-labels.json").exists)
     server.faults["watch"] = [lambda handler: handler.send_status(503, "down")] * 1000
     assert make().labels() == {"pool": "gpu"}
 
@@ -312,15 +313,18 @@ def test_a_node_that_cannot_comply_says_so_before_the_agent_ends(
     assert [(status, word) for status, word, _ in conditions(server)] == [("False", reason)]
 
 
-def test_commands_ask_once(server: MockApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_ask_once(server: MockApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NodeError, match="--node-label"):
         look_up_labels("node-a", {})
     with pytest.raises(NodeError, match="no name"):
         look_up_labels("../x", {})
-    monkeypatch.setattr(cluster_module.Place, "in_cluster", lambda *_: server.place)
-    from kmodgate.kube.api import ApiError  # noqa: PLC0415
+    monkeypatch.setattr(Place, "in_cluster", lambda *_: server.place)
 
-    server.faults["list"] = [lambda handler: handler.send(200, json.dumps(node(pool="gpu")).encode()) or True]
+    def answer(handler: Handler) -> bool:
+        handler.send(200, json.dumps(node(pool="gpu")).encode())
+        return True
+
+    server.faults["list"] = [answer]
     assert look_up_labels("node-a", {}) == {"pool": "gpu"}
     assert server.asked("GET") == [("/api/v1/nodes/node-a", {}, None)]
     server.faults["list"] = [lambda handler: handler.send_status(404, "not found")]

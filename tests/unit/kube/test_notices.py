@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes events and the node condition: few, counted, bounded, and never waited for. The server is a mock."""
+"""Kubernetes events and the node condition: few, counted, bounded, never waited for. The server is a mock."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_an_event_that_was_deleted_is_made_anew(
 
 
 def test_a_flood_of_different_ones_is_slowed_down_and_bounded(
-    server: MockApiServer, notices: Notices, eventually: Eventually
+    notices: Notices, eventually: Eventually
 ) -> None:
     for number in range(MAX_PENDING + 100):
         notices.tell(notice(f"p{number}"))
@@ -212,7 +212,7 @@ def test_long_messages_are_cut_where_a_character_ends(
     assert len(body["metadata"]["name"]) <= 253
 
 
-def test_what_waits_is_sent_at_the_end(server: MockApiServer, notices: Notices) -> None:
+def test_what_waits_is_sent_at_the_end(notices: Notices) -> None:
     notices.start()
     for number in range(5):
         notices.tell(notice(f"p{number}"))
