@@ -73,7 +73,7 @@ class Cluster:
         place: Place | None = None,
     ) -> None:
         environment = os.environ if environment is None else environment
-        self.node = node_name(environment)
+        self._node = node_name(environment)
         place = place or Place.in_cluster(environment, account)
         self._given = given
         self._reload = reload or Debounce()
@@ -87,17 +87,22 @@ class Cluster:
         self._pods: PodStore | None = None
         self._said: NodeCondition | None = None
         self._in_force: Settings | None = None
-        if place is None or self.node is None:
+        if place is None or self._node is None:
             return
         api = Api(place)
-        self._labels = NodeLabels(self.node, state, self._wake)
+        self._labels = NodeLabels(self._node, state, self._wake)
         self._pods = PodStore()
-        self._notices = Notices(api, self.node)
+        self._notices = Notices(api, self._node)
         self._watches = {
-            "node": Reflector(api, _NODES, f"metadata.name={self.node}", self._labels, single=True),
-            "pods": Reflector(api, _PODS, f"spec.nodeName={self.node}", self._pods),
+            "node": Reflector(api, _NODES, f"metadata.name={self._node}", self._labels, single=True),
+            "pods": Reflector(api, _PODS, f"spec.nodeName={self._node}", self._pods),
         }
         self._api = api
+
+    @property
+    def node(self) -> str | None:
+        """Name of this node; None outside a cluster."""
+        return self._node
 
     @property
     def joined(self) -> bool:
@@ -136,7 +141,7 @@ class Cluster:
         labels = self._labels.wait(_NOTED_WAIT if self._labels.noted else LABELS_WAIT)
         if labels is None:
             raise NodeError(
-                f"the labels of node {self.node} are not known, and nodePools need them: "
+                f"the labels of node {self._node} are not known, and nodePools need them: "
                 f"{self._watches['node'].problem}"
             )
         return labels
@@ -220,7 +225,7 @@ class Cluster:
 
     def _say(self, condition: NodeCondition | None) -> None:
         """The node condition, and an event of the node where it changes for the worse or back."""
-        if condition is None or condition == self._said or not self.joined or self.node is None:
+        if condition is None or condition == self._said or not self.joined or self._node is None:
             return
         before, self._said = self._said, condition
         told = NodeCondition(condition.good, condition.reason, printable(condition.message, 1000))
@@ -229,7 +234,7 @@ class Cluster:
         if self._events and (not told.good or (before is not None and not before.good)):
             reason = "KernelModulePolicyInForce" if told.good else told.reason
             self._notices.tell(
-                Notice("Node", "default", self.node, self.node, reason, told.message, not told.good)
+                Notice("Node", "default", self._node, self._node, reason, told.message, not told.good)
             )
 
 

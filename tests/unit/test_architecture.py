@@ -45,6 +45,7 @@ LAYERS = {
     "selfprobe": 5,
     "settings": 5,
     "doctor": 6,
+    "fleet": 6,
     "inventory": 6,
     "preverify": 6,
     "loop": 2,

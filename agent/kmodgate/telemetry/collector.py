@@ -85,8 +85,12 @@ class ClusterCounts(Protocol):
     """What the agent's side of a cluster counts (``cluster.Cluster``)."""
 
     @property
+    def node(self) -> str | None:
+        """Name of the node, where it is known."""
+
+    @property
     def joined(self) -> bool:
-        """Whether there is a cluster at all; nothing is exported without."""
+        """Whether there is an API server; nothing of it is exported without."""
 
     def watches(self) -> Mapping[str, bool]:
         """Whether each watch stands, by ``WatchedResource``."""
@@ -271,7 +275,8 @@ class AgentMetrics:
         yield _info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
         if state.policy is not None:
             yield _info(m.POLICY_INFO, _policy_labels(state.policy))
-            yield _info(k.NODE_POOL_INFO, (state.pool or "",))
+            node = None if self._cluster is None else self._cluster.node
+            yield _info(k.NODE_POOL_INFO, (state.pool or "", node or ""))
         if state.reload_successful is not None:
             yield _value(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
         if state.reload_success_time is not None:

@@ -27,9 +27,13 @@ class NoticeOutcome(StrEnum):
 NODE_POOL_INFO: Final = Metric(
     "kmodgate_node_pool_info",
     Kind.INFO,
-    "The node pool of the config that is in force on this node; the label is empty on a node in no pool.",
+    "The node pool of the config that is in force on this node. A label is empty on a node in no pool, or "
+    "outside a cluster.",
     "Joined with the counts of loads it says what each pool refuses: `kmodgate fleet report` does that.",
-    (Label("pool", pattern=r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?", note="its name in `nodePools`"),),
+    (
+        Label("pool", pattern=r"([A-Za-z0-9][A-Za-z0-9._-]{0,62})?", note="its name in `nodePools`"),
+        Label("node", pattern=r"[a-z0-9.-]{0,253}", note="the node's Kubernetes name"),
+    ),
 )
 KUBERNETES_WATCH: Final = Metric(
     "kmodgate_kubernetes_watch_current",

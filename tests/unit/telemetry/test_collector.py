@@ -287,6 +287,7 @@ def test_a_node_with_everything_counted_stays_small(
 
 class FakeCluster:
     joined = True
+    node = "node-a"
 
     def watches(self) -> dict[str, bool]:
         return {"node": True, "pods": False}
@@ -300,7 +301,7 @@ def test_the_cluster_and_the_node_pool(
 ) -> None:
     status.set_policy(enforce, "gpu")
     samples = scrape(metrics)
-    assert value(samples, "kmodgate_node_pool_info", pool="gpu") == 1
+    assert value(samples, "kmodgate_node_pool_info", pool="gpu", node="") == 1
     assert not [name for name, _ in samples if name.startswith("kmodgate_kubernetes")]
     metrics.attach_cluster(FakeCluster())
     samples = scrape(metrics)
@@ -309,7 +310,7 @@ def test_the_cluster_and_the_node_pool(
     assert value(samples, "kmodgate_kubernetes_events_total", outcome="sent") == 3
     assert value(samples, "kmodgate_kubernetes_events_total", outcome="refused") == 1
     status.set_policy(enforce, None)
-    assert value(scrape(metrics), "kmodgate_node_pool_info", pool="") == 1
+    assert value(scrape(metrics), "kmodgate_node_pool_info", pool="", node="node-a") == 1
 
 
 def test_the_words_for_notices_are_those_of_kube() -> None:
