@@ -22,7 +22,7 @@ from .attribution import Attributor
 from .config.watch import Debounce
 from .errors import ConfigError, KmodgateError, NodeError
 from .gap import STATE
-from .kube.api import SERVICE_ACCOUNT, Api, Place, node_name, segment
+from .kube.api import SERVICE_ACCOUNT, Api, Place, node_name
 from .kube.cgroups import CgroupRef
 from .kube.nodelabels import NodeLabels
 from .kube.notices import NodeCondition, Notice, Notices
@@ -272,22 +272,3 @@ def _notice(event: LoadEvent, pod: Pod, namespace: str, name: str) -> Notice:
         container=pod.container,
         same=f"{event.reason.label}/{what}",
     )
-
-
-def look_up_labels(name: str, environment: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    """The labels of a node, asked once: for commands, not for the agent.
-
-    Raises:
-        KmodgateError: not in a cluster, no such node, or no answer.
-    """
-    from .kube.objects import node_of  # noqa: PLC0415  # the agent needs it not
-
-    environment = os.environ if environment is None else environment
-    checked = node_name({"NODE_NAME": name})
-    place = Place.in_cluster(environment)
-    if place is None or checked is None:
-        raise NodeError("not in a pod with a service account; name the labels with --node-label KEY=VALUE")
-    node = node_of(Api(place).get(f"{_NODES}/{segment(checked)}"))
-    if node is None:
-        raise NodeError(f"the API server's answer for node {checked} is none; report this as a bug")
-    return node.labels

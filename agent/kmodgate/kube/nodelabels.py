@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from kmodgate.errors import KmodgateError
+from kmodgate.errors import KmodgateError, NodeError
 from kmodgate.fsutil import read_regular_file, replace_file
 
+from .api import Api, ApiError, Place, node_name, segment
 from .objects import Json, NodeObject, node_of
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,31 @@ class NodeLabels:
     def deleted(self, item: Json) -> None:
         """The node is gone from the cluster, and this process still runs on it: its pool stays."""
         del item
+
+
+def look_up_labels(
+    name: str, state: Path, environment: Mapping[str, str] | None = None
+) -> tuple[Mapping[str, str], str]:
+    """The labels of a node, asked once, and where they are from: for commands, not for the agent.
+
+    Raises:
+        KmodgateError: not in a cluster, no such node, or no answer and no note.
+    """
+    environment = os.environ if environment is None else environment
+    checked = node_name({"NODE_NAME": name})
+    place = Place.in_cluster(environment)
+    if place is None or checked is None:
+        raise NodeError("not in a pod with a service account; name the labels with --node-label KEY=VALUE")
+    try:
+        node = node_of(Api(place).get(f"/api/v1/nodes/{segment(checked)}"))
+    except ApiError as error:
+        noted = _read_note(state / _NOTE, checked) if error.status is None else None
+        if noted is None:
+            raise
+        return noted, f"labels of node {checked} as the agent noted them; {error}"
+    if node is None:
+        raise NodeError(f"the API server's answer for node {checked} is none; report this as a bug")
+    return node.labels, f"labels of node {checked}"
 
 
 def _read_note(path: Path, name: str) -> Mapping[str, str] | None:

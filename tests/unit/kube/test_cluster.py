@@ -17,12 +17,13 @@ from tests.unit.kube.conftest import Eventually
 from tests.unit.kube.mock_apiserver import Handler, MockApiServer
 
 from kmodgate import cluster as cluster_module
-from kmodgate.cluster import Cluster, look_up_labels
+from kmodgate.cluster import Cluster
 from kmodgate.config import NodeConfig
 from kmodgate.config.watch import Debounce
 from kmodgate.errors import ConfigError, NodeError
 from kmodgate.kube.api import ApiError, Place
 from kmodgate.kube.cgroups import CgroupRef
+from kmodgate.kube.nodelabels import look_up_labels
 from kmodgate.model import (
     Api,
     By,
@@ -313,11 +314,11 @@ def test_a_node_that_cannot_comply_says_so_before_the_agent_ends(
     assert [(status, word) for status, word, _ in conditions(server)] == [("False", reason)]
 
 
-def test_commands_ask_once(server: MockApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_ask_once(server: MockApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NodeError, match="--node-label"):
-        look_up_labels("node-a", {})
+        look_up_labels("node-a", tmp_path, {})
     with pytest.raises(NodeError, match="no name"):
-        look_up_labels("../x", {})
+        look_up_labels("../x", tmp_path, {})
     monkeypatch.setattr(Place, "in_cluster", lambda *_: server.place)
 
     def answer(handler: Handler) -> bool:
@@ -325,8 +326,20 @@ def test_commands_ask_once(server: MockApiServer, monkeypatch: pytest.MonkeyPatc
         return True
 
     server.faults["list"] = [answer]
-    assert look_up_labels("node-a", {}) == {"pool": "gpu"}
+    assert look_up_labels("node-a", tmp_path, {}) == ({"pool": "gpu"}, "labels of node node-a")
     assert server.asked("GET") == [("/api/v1/nodes/node-a", {}, None)]
     server.faults["list"] = [lambda handler: handler.send_status(404, "not found")]
     with pytest.raises(ApiError, match="404"):
-        look_up_labels("node-b", {})
+        look_up_labels("node-b", tmp_path, {})
+
+
+def test_commands_take_the_note_while_the_server_is_away(
+    server: MockApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Place, "in_cluster", lambda *_: replace(server.place, port=1))
+    with pytest.raises(ApiError, match="refused"):
+        look_up_labels("node-a", tmp_path, {})
+    (tmp_path / "node-labels.json").write_text(json.dumps({"name": "node-a", "labels": {"pool": "gpu"}}))
+    labels, where = look_up_labels("node-a", tmp_path, {})
+    assert labels == {"pool": "gpu"}
+    assert "as the agent noted them" in where
