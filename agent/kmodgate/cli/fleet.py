@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ import click
 
 from kmodgate.cli.options import examples
 from kmodgate.errors import InputError
+from kmodgate.fsutil import file_error
 
 _UNITS: Final = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
+_MAX_LOG: Final = 64 << 30
 _LONGEST: Final = 366 * 86400
 
 
@@ -146,14 +150,13 @@ def report_command(  # noqa: PLR0917  # one parameter for each option
     from kmodgate.fleet.report import make_report
 
     prometheus = Prometheus(url, token=token, authority=authority)
+    matchers = checked_selector(selector)
     start = end - timedelta(seconds=window)
-    nodes = read_counts(
-        lambda expression: prometheus.query(expression, end.timestamp()), window, checked_selector(selector)
-    )
     details = Details()
     for name in events:
         with _opened(name) as stream:
-            details.read(iter(lambda: stream.readline(MAX_LINE + 1), b""), start, end)  # read at once
+            details.read(iter(partial(stream.readline, MAX_LINE + 1), b""), start, end)
+    nodes = read_counts(lambda expression: prometheus.query(expression, end.timestamp()), window, matchers)
     report = make_report(nodes, details, minimum_coverage=min_coverage / 100)
     times = {"start": start.isoformat(timespec="seconds"), "end": end.isoformat(timespec="seconds")}
     if output == "text":
@@ -172,12 +175,18 @@ def report_command(  # noqa: PLR0917  # one parameter for each option
 
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
+    """A log to read line by line: a regular file, or standard input."""
     if name == "-":
         yield sys.stdin.buffer
         return
     try:
-        stream = Path(name).open("rb")  # noqa: SIM115  # an error of opening is the user's, one of reading ours
+        stream = os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb")
     except OSError as error:
-        raise InputError(f"{name}: {(error.strerror or str(error)).lower()}; name an event log") from None
+        raise file_error(name, error) from None
     with stream:
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{name}: is no regular file; name an event log, or pipe it in and write -")
+        if status.st_size > _MAX_LOG:
+            raise InputError(f"{name}: larger than {_MAX_LOG} bytes; narrow it down to the window")
         yield stream

@@ -19,6 +19,7 @@ from kmodgate.fsutil import read_regular_file
 
 MAX_BODY: Final = 256 << 20
 _MAX_TOKEN: Final = 64 << 10
+_MAX_AUTHORITY: Final = 4 << 20
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _OK: Final = 200
 
@@ -69,7 +70,7 @@ class Prometheus:
         self._token = "" if token is None else _read_token(token)
         self._connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=authority)
+            context = _context(authority)
             self._connection = http.client.HTTPSConnection(
                 parts.hostname, port, timeout=timeout, context=context
             )
@@ -120,6 +121,16 @@ class Prometheus:
         except (KeyError, TypeError, ValueError, IndexError):
             raise PrometheusError(f"{self._shown}: the answer is no vector; is it Prometheus?") from None
         return [sample for sample in found if not math.isnan(sample.value)]
+
+
+def _context(authority: Path | None) -> ssl.SSLContext:
+    if authority is None:
+        return ssl.create_default_context()
+    text = read_regular_file(authority, _MAX_AUTHORITY)
+    try:
+        return ssl.create_default_context(cadata=text.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        raise InputError(f"{authority}: holds no certificates in PEM; name the authority's file") from None
 
 
 def _read_token(path: Path) -> str:
