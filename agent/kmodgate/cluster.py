@@ -131,14 +131,16 @@ class Cluster:
     # --- labels -------------------------------------------------------------------------
 
     def labels(self) -> Mapping[str, str] | None:
-        """The node's labels, which pick its node pool; None where nobody can know them.
+        """The node's labels, which pick its node pool; None where nobody can know them. Waits at the start.
 
         Raises:
             NodeError: in a cluster whose API server is away, and no earlier agent has noted them.
         """
         if self._given is not None or not self.joined:
             return self._given
-        labels = self._labels.wait(_NOTED_WAIT if self._labels.noted else LABELS_WAIT)
+        # Once the agent runs its loop waits for nobody: what comes later is a reload of its own.
+        wait = _NOTED_WAIT if self._labels.noted else LABELS_WAIT
+        labels = self._labels.wait(0.0 if self._in_force is not None else wait)
         if labels is None:
             raise NodeError(
                 f"the labels of node {self._node} are not known, and nodePools need them: "
@@ -217,7 +219,7 @@ class Cluster:
 
     def refused(self, error: KmodgateError, *, ends: bool = False) -> None:
         """A config cannot be put in force; at the start this ends the agent."""
-        before = "the agent does not start" if ends else "the last good config stays in force"
+        before = "the agent ends" if ends else "the last good config stays in force"
         reason = "ConfigRefused" if isinstance(error, ConfigError) else "NodeCannotComply"
         if self._in_force is None:  # the config that would say so could not be used
             self._events = self._condition = self.joined

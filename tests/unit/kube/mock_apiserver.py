@@ -8,6 +8,7 @@ real one (``make test-apiserver``).
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class MockApiServer:
             ``"POST"``, ``"PATCH"``); each gets the handler and says whether it has answered.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
         self.objects: dict[str, dict[str, Json]] = {}
         self.requests: list[tuple[str, str, dict[str, str], Json | None]] = []
         self.faults: dict[str, list[Callable[[Handler], bool]]] = {}
@@ -43,6 +44,8 @@ class MockApiServer:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.mock = self  # type: ignore[attr-defined]
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
         self.place = Place("127.0.0.1", self.server.server_address[1], folder / "token", None)
@@ -100,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except (BrokenPipeError, ConnectionResetError):
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
             self.close_connection = True
 
     def send(self, status: int, body: bytes, **headers: str) -> None:

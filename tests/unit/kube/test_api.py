@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
+import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -217,3 +220,61 @@ def test_the_nodes_name() -> None:
     for name in ("../secrets", "a,metadata.name=b", "A", "-a", "a" * 254):
         with pytest.raises(NodeError, match="no name of a node"):
             node_name({"NODE_NAME": name})
+
+
+def certificate(folder: Path, name: str, address: str) -> Path:
+    """A self-signed certificate for an address, and its key beside it."""
+    made = folder / f"{name}.crt"
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "rsa:2048",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                f"/CN={name}",
+            ),
+            *("-addext", f"subjectAltName=IP:{address}"),
+            *("-keyout", folder / f"{name}.key", "-out", made),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return made
+
+
+def test_tls_trusts_the_clusters_authority_and_nobody_else(tmp_path: Path) -> None:
+    good = certificate(tmp_path, "good", "127.0.0.1")
+    other = certificate(tmp_path, "other", "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(good, tmp_path / "good.key")
+    server = MockApiServer(tmp_path, context)
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes(good.read_bytes())
+    api = Api(replace(server.place, authority=authority))
+    try:
+        assert api.get(PODS)["items"] == []
+        replacement = tmp_path / "new"
+        replacement.write_bytes(other.read_bytes())
+        replacement.replace(authority)  # the kubelet swaps files, never writes into them
+        with pytest.raises(ApiError, match="certificate is not good"):
+            api.get(PODS)
+    finally:
+        server.close()
+
+
+def test_tls_wants_the_right_name(tmp_path: Path) -> None:
+    elsewhere = certificate(tmp_path, "elsewhere", "10.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(elsewhere, tmp_path / "elsewhere.key")
+    server = MockApiServer(tmp_path, context)
+    try:
+        with pytest.raises(ApiError, match="certificate is not good"):
+            Api(replace(server.place, authority=elsewhere)).get(PODS)
+    finally:
+        server.close()

@@ -186,6 +186,24 @@ def test_a_note_of_another_node_or_none_is_not_taken(
         make().labels()
 
 
+def test_a_running_agent_waits_for_no_labels(
+    server: MockApiServer, make: Make, eventually: Eventually
+) -> None:
+    server.faults["watch"] = [lambda handler: handler.send_status(503, "down")] * 2
+    reload = Debounce()
+    cluster = make(None, reload)
+    cluster.in_force(SETTINGS)
+    began = time.monotonic()
+    with pytest.raises(NodeError, match="not known"):
+        cluster.labels()
+    assert time.monotonic() - began < 5
+    server.put(NODES, node(pool="gpu"))
+    eventually(lambda: select.select([cluster], [], [], 0)[0])
+    cluster.receive()
+    assert reload.due(time.monotonic() + 1)
+    assert cluster.labels() == {"pool": "gpu"}
+
+
 def test_a_pod_is_known_by_its_container(server: MockApiServer, make: Make, eventually: Eventually) -> None:
     server.put(PODS, pod())
     cluster = make()
@@ -215,7 +233,7 @@ def test_a_denial_becomes_an_event_whose_strings_are_harmless(
         "kernel module evil\\x1b[2J was refused: untrusted_signer; ENFORCE_SIGNED_MODULES, EKEYREJECTED by "
         "kmodgate; file /tmp/evil.ko; signer CN=Somebody; process insmod[4711]"
     )
-    assert cluster.notices() == {"sent": 1, "dropped": 0, "refused": 0}
+    eventually(lambda: cluster.notices() == {"sent": 1, "dropped": 0, "refused": 0})
 
 
 def test_audit_says_that_it_would(server: MockApiServer, make: Make, eventually: Eventually) -> None:
