@@ -233,6 +233,10 @@ test-mldsa: $(STAMP) ## Compare with a kernel built for ML-DSA (root; flex bison
 test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real LoadPin (root; flex bison bc gcc libelf-dev libssl-dev)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_loadpin.py
 
+.PHONY: test-apiserver
+test-apiserver: $(STAMP) ## The cluster's side against a real kube-apiserver, built the first time (ten minutes)
+	$(BIN)/pytest -q -s -m apiserver tests/apiserver
+
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
 	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \

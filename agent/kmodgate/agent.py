@@ -13,7 +13,6 @@ waits any more, last events told, programs left in force or detached (``onExit``
 from __future__ import annotations
 
 import logging
-import math
 import os
 import selectors
 import signal
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from .answers import Answerer, Asked, Trust
+from .cluster import Cluster
 from .config import BackendChoice, OnExit
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError
@@ -45,7 +45,7 @@ from .policy import compile_table
 from .readiness import Readiness
 from .report import report
 from .safeguard.hardening import Hardening
-from .settings import Settings, files_named, read_settings, refuse_on_rung
+from .settings import Settings, files_named, next_validity_change, read_settings, refuse_on_rung
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
@@ -103,6 +103,7 @@ class Agent:
         with ExitStack() as stack:
             signals = stack.enter_context(signals_on_a_socket())
             watcher = stack.enter_context(ConfigWatcher([self._config_path]))
+            self._cluster = stack.enter_context(Cluster(self._labels, self._reload))
             with self._timings.timed("config"):
                 facts = read_facts(self._paths)
                 self._settings = self._read(facts)
@@ -111,9 +112,10 @@ class Agent:
                 self._choice = self._choose(facts)
             watcher.watch(self._watched())
             with self._timings.timed("telemetry"):
-                outlets = Outlets(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
+                outlets = Outlets(self._events, node=self._cluster.node, log_all=self._log_all)
                 self._outlets, event_log = stack.enter_context(outlets), outlets.log
                 self._metrics.attach_event_log(event_log, outlets.counts)
+                self._metrics.attach_cluster(self._cluster)
                 config = self._settings.config
                 self._outlets.configure(config.event_sinks)
                 server = open_server(
@@ -144,7 +146,7 @@ class Agent:
             self._stop(backend, event_log)
 
     def _read(self, facts: NodeFacts) -> Settings:
-        return read_settings(self._config_path, self._flag, facts, self._labels, self._paths)
+        return read_settings(self._config_path, self._flag, facts, self._cluster.labels, self._paths)
 
     def _watched(self) -> list[Path]:
         return [self._config_path, *self._settings.config.files]
@@ -202,7 +204,10 @@ class Agent:
         )
         stack.callback(self._answerer.close)
         self._observer = Observer(
-            self._answerer.report_for, node=os.environ.get("NODE_NAME"), proc=self._paths.proc
+            self._answerer.report_for,
+            node=self._cluster.node,
+            proc=self._paths.proc,
+            attributor=self._cluster.attributor(self._paths.proc),
         )
         self._metrics.attach(backend)
         self._status.set_backend(backend.backend)
@@ -243,22 +248,17 @@ class Agent:
     def _trust(self, backend: BpfBackend) -> Trust:
         """The anchors in force, for the answers from now on."""
         settings = self._settings
+        self._trust_until = next_validity_change(settings, time.time())
         required = settings.config.trust.require_validity
-        now = time.time()
-        ends = [
-            moment.timestamp()
-            for anchor in settings.trust.anchors
-            for moment in (anchor.not_before, anchor.not_after)
-            if required and moment.timestamp() > now
-        ]
-        self._trust_until = min(ends, default=math.inf)
         return Trust(settings.trust, backend.trust_generation, required, settings.profile)
 
     def _publish(self, backend: BpfBackend) -> None:
         """Put the policy in force, and say so."""
         generation = backend.set_policy(compile_table(self._settings.policy))
-        self._observer.policy_changed(generation, self._settings.policy)
-        self._status.set_policy(self._settings.policy)
+        pool = self._settings.config.pool
+        self._observer.policy_changed(generation, self._settings.policy, pool)
+        self._status.set_policy(self._settings.policy, pool)
+        self._cluster.in_force(self._settings)
         self._status.reload_succeeded(time.time())
         self._status.set_trust_anchors(
             TrustAnchorValidity(anchor.fingerprint, anchor.not_after)
@@ -285,7 +285,8 @@ class Agent:
         self, backend: BpfBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
     ) -> None:
         with selectors.DefaultSelector() as selector:
-            sources: list[Any] = [*backend.rings(), watcher, signals, *self._hardening.sources]
+            receivers = (*self._hardening.sources, self._cluster)
+            sources: list[Any] = [*backend.rings(), watcher, signals, *receivers]
             for source in sources:
                 selector.register(source, selectors.EVENT_READ, source)
             tick, behind = time.monotonic(), False
@@ -308,7 +309,7 @@ class Agent:
                     with survive():
                         if key.data is backend.event_ring:
                             self._tell(backend, event_log)
-                        elif key.data in self._hardening.sources:
+                        elif key.data in receivers:
                             key.data.receive()
                         elif key.data is watcher:
                             if watcher.drain():
@@ -334,6 +335,7 @@ class Agent:
             self._answerer.relieve()
             self._pins.relieve()
             self._lookout.look()
+            self._cluster.look(self._status.snapshot(), self._readiness.problem)
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
                 backend.forget_answers()
@@ -356,7 +358,9 @@ class Agent:
             loaded |= bool(record.loaded)
             with survive():
                 if self._log_all or not is_routine(record):
-                    event_log.write(self._observer.event(record))
+                    event = self._observer.event(record)
+                    event_log.write(event)
+                    self._cluster.tell(event)
         if loaded:
             with survive():
                 self._lookout.look()
@@ -394,6 +398,7 @@ class Agent:
         except KmodgateError as error:
             self._settings = old
             self._status.reload_failed(str(error))
+            self._cluster.refused(error)
             log.error("config not reloaded, the last good one stays in force: %s", error)
             return files_named(self._config_path)
         log.info(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -62,6 +63,18 @@ class Settings:
         return int.from_bytes(digest.digest()[:8], "little")
 
 
+def next_validity_change(settings: Settings, now: float) -> float:
+    """Unix time at which a certificate's validity begins or ends next; infinity where none matters."""
+    if not settings.config.trust.require_validity:
+        return math.inf
+    moments = (
+        moment.timestamp()
+        for anchor in settings.trust.anchors
+        for moment in (anchor.not_before, anchor.not_after)
+    )
+    return min((moment for moment in moments if moment > now), default=math.inf)
+
+
 def files_named(path: Path) -> list[Path]:
     """Certificates, revocations and digests that a config names, usable or not; none if it does not parse."""
     try:
@@ -74,8 +87,8 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
     """Node pools without labels to pick one by. Raises NodeError."""
     if config.node_pools and labels is None:
         raise NodeError(
-            f"{config.source}: nodePools need the node's labels, which this version does not look up; "
-            "name them with --node-label KEY=VALUE"
+            f"{config.source}: nodePools need the node's labels, which only a pod with NODE_NAME and a "
+            "service account can look up; name them with --node-label KEY=VALUE"
         )
 
 
@@ -108,7 +121,7 @@ def read_settings(
     path: Path,
     flag: Policy | None,
     facts: NodeFacts,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | Callable[[], Mapping[str, str] | None] | None = None,
     paths: NodePaths | None = None,
 ) -> Settings:
     """Read everything that the config names and check that this node can do it.
@@ -117,7 +130,8 @@ def read_settings(
         path: the node config.
         flag: the policy that a command line flag demands, or None.
         facts: what the node can do.
-        labels: the node's labels, which pick its node pool; None when nobody told them.
+        labels: the node's labels, which pick its node pool; None when nobody told them. A function
+            is called only if there are node pools.
         paths: where the running kernel is looked at.
 
     Raises:
@@ -126,6 +140,8 @@ def read_settings(
     config = node_config.load(path)
     if flag is not None:
         config = config.with_policy(flag)
+    if callable(labels):
+        labels = labels() if config.node_pools else None
     refuse_unlabelled(config, labels)
     config = node_config.resolve(config, labels or {})
     refuse_unimplemented(config)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "agent/kmodgate"
 
 # A part may import parts of a lower number, and itself.
 LAYERS = {
+    "workload": -1,
     "model": 0,
     "errors": 1,
     "fsutil": 2,
@@ -33,16 +34,19 @@ LAYERS = {
     "kube": 4,
     "telemetry": 4,
     "answers": 5,
+    "attribution": 5,
     "safeguard": 5,
     "scan": 5,
     "notify": 5,
-    "observe": 5,
+    "observe": 6,
+    "cluster": 7,
     "pinning": 5,
     "readiness": 6,
     "selfprobe": 5,
     "settings": 5,
     "webaccess": 5,
     "doctor": 6,
+    "fleet": 6,
     "inventory": 6,
     "preverify": 6,
     "loop": 2,

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unlock": ("unlock", "Lift the guard of a hardened agent with the one-time token."),
     "completion": ("completion", "Print the script for shell completion: bash, zsh or fish."),
     "describe": ("describe", "Print the node's policy in the shape of the GKE API."),
+    "fleet": ("fleet", "Say of each node pool whether ENFORCE can be switched on: the go/no-go page."),
     "trust": ("trust", "List a node's trust anchors, or take a kernel's out of its image."),
     "detach": ("detach", "Remove pinned enforcement from this node."),
     "sign": ("sign", "Append signatures to module files, as the kernel's sign-file does."),

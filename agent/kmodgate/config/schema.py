@@ -98,6 +98,13 @@ class Logging(Section):
     level = Key("level", word(LogLevel))
 
 
+class Kubernetes(Section):
+    """``kmodgate.kubernetes``."""
+
+    events = Key("events", flag)
+    node_condition = Key("nodeCondition", flag)
+
+
 class Overridable(Section):
     """The keys that stand under ``kmodgate`` and in a node pool alike."""
 
@@ -144,6 +151,7 @@ class Kmodgate(Overridable):
     on_exit = Key("onExit", word(OnExit))
     hardened = Key("hardened", flag)
     hardened_token = Key("hardenedToken", scalars.sha256)
+    kubernetes = section("kubernetes", Kubernetes)
     node_pools = sections("nodePools", Pool, MAX_POOLS)
 
 

@@ -204,6 +204,8 @@ class NodeConfig:
             as those of ``TrustConfig``.
         hardened: deny the off switches to everybody but the agent.
         hardened_token: SHA-256 of the one-time token that lifts this, or None.
+        kubernetes_events: send Kubernetes events.
+        kubernetes_condition: keep the condition ``KernelModulePolicy`` of the node.
         node_pools: overrides by node label; the first match counts.
         pool: name of the node pool already applied by ``resolve``, or None.
         source: name of the file.
@@ -231,6 +233,8 @@ class NodeConfig:
     on_exit: OnExit = OnExit.KEEP
     hardened: bool = False
     hardened_token: bytes | None = None
+    kubernetes_events: bool = True
+    kubernetes_condition: bool = False
     node_pools: tuple[NodePool, ...] = ()
     pool: str | None = None
     source: str = field(default="", compare=False)

@@ -31,6 +31,7 @@ from prometheus_client.samples import Exemplar
 from kmodgate import __version__
 from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, Reason, Verdict
 
+from . import kubernetes as k
 from . import metrics as m
 from .exemplars import LABEL, Exemplars, Latest, Told
 from .expected import expected_loads
@@ -86,6 +87,24 @@ class EventLogCounts(Protocol):
         """Lines that the stream did not take."""
 
 
+class ClusterCounts(Protocol):
+    """What the agent's side of a cluster counts (``cluster.Cluster``)."""
+
+    @property
+    def node(self) -> str | None:
+        """Name of the node, where it is known."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is an API server; nothing of it is exported without."""
+
+    def watches(self) -> Mapping[str, bool]:
+        """Whether each watch stands, by ``WatchedResource``."""
+
+    def notices(self) -> Mapping[str, int]:
+        """Events by ``NoticeOutcome``."""
+
+
 class _Histogram:
     """A histogram that the agent fills: lock, list, sum. Without ``_created`` series."""
 
@@ -132,6 +151,7 @@ class AgentMetrics:
         self._guard: Callable[[], Mapping[m.GuardedSwitch, int]] | None = None
         self._hardened = False
         self._sinks: Callable[[], Mapping[EventSink, SinkCounts]] | None = None
+        self._cluster: ClusterCounts | None = None
         self._errors: Counter[m.ScrapeSource] = Counter()
         self._failing: set[m.ScrapeSource] = set()
         self._expected: dict[tuple[Verdict, Reason, Api, By], int] = {}
@@ -145,6 +165,7 @@ class AgentMetrics:
             m.ScrapeSource.EVENT_LOG: self._log,
             m.ScrapeSource.GUARD: self._off,
             m.ScrapeSource.EVENT_SINKS: self._event_sinks,
+            m.ScrapeSource.CLUSTER: self._kubernetes,
         }
         self.registry.register(self)
         if process:
@@ -194,6 +215,10 @@ class AgentMetrics:
     def hardened(self) -> bool:
         """The guard denies now."""
         return self._hardened
+
+    def attach_cluster(self, cluster: ClusterCounts) -> None:
+        """Export how the agent stands with the API server."""
+        self._cluster = cluster
 
     def observe_verify(self, seconds: float) -> None:
         """One module was read and verified."""
@@ -288,6 +313,8 @@ class AgentMetrics:
         yield _info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
         if state.policy is not None:
             yield _info(m.POLICY_INFO, _policy_labels(state.policy))
+            node = None if self._cluster is None else self._cluster.node
+            yield _info(k.NODE_POOL_INFO, (state.pool or "", node or ""))
         if state.reload_successful is not None:
             yield _value(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
         if state.reload_success_time is not None:
@@ -323,6 +350,12 @@ class AgentMetrics:
         if self._guard is not None:
             denied = self._guard()
             yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
+
+    def _kubernetes(self) -> Iterator[Family]:
+        if self._cluster is not None and self._cluster.joined:
+            watches, notices = self._cluster.watches(), self._cluster.notices()
+            yield _gauges(k.KUBERNETES_WATCH, {(r.value,): watches.get(r, False) for r in k.WatchedResource})
+            yield _counts(k.KUBERNETES_EVENTS, {(o.value,): notices.get(o, 0) for o in k.NoticeOutcome})
 
     def _log(self) -> Iterator[Family]:
         if self._event_log is not None:

@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol
 
-from kmodgate.model import By, LoadEvent, Pod, Reason, Signer, Verdict
+from kmodgate.model import By, LoadEvent, Reason, Signer, Verdict
+from kmodgate.workload import Pod
 
 from .exemplars import Exemplars
 from .flood import FloodLimit, LeftOut
@@ -90,6 +91,7 @@ def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, obj
         "sequence": sequence,
         "time": time_value(event.time),
         "node": text_value(event.node),
+        "pool": text_value(event.pool),
         "verdict": event.verdict.label,
         "reason": event.reason.label,
         "errno": errno_name(event.errno) if event.errno else None,
@@ -117,8 +119,10 @@ def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, obj
         "comm": text_value(event.comm),
         "exe": text_value(event.exe, PATH_LIMIT),
         "uid": event.uid,
+        "workload": None if event.workload is None else event.workload.value,
         "container_id": text_value(event.container_id),
         "pod": _pod(event.pod),
+        "kernel_request": text_value(event.kernel_request),
         "hold_us": event.hold_ns // 1000,
         "decision_us": event.decision_ns // 1000,
     }
@@ -331,4 +335,13 @@ def signer_record(signer: Signer | None) -> dict[str, object] | None:
 def _pod(pod: Pod | None) -> dict[str, object] | None:
     if pod is None:
         return None
-    return {"uid": text_value(pod.uid), "namespace": text_value(pod.namespace), "name": text_value(pod.name)}
+    owner = pod.owner
+    return {
+        "uid": text_value(pod.uid),
+        "namespace": text_value(pod.namespace),
+        "name": text_value(pod.name),
+        "container": text_value(pod.container),
+        "image": text_value(pod.image),
+        "owner": None if owner is None else {"kind": text_value(owner.kind), "name": text_value(owner.name)},
+        "service_account": text_value(pod.service_account),
+    }

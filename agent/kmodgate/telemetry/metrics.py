@@ -16,6 +16,7 @@ from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason
 from kmodgate.node import RootProtection
 
 from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT
+from .kubernetes import KUBERNETES_EVENTS, KUBERNETES_WATCH, NODE_POOL_INFO
 from .table import Kind, Label, Metric
 
 
@@ -121,6 +122,7 @@ class ScrapeSource(StrEnum):
     EVENT_LOG = "event_log"
     GUARD = "guard"
     EVENT_SINKS = "event_sinks"
+    CLUSTER = "cluster"
 
 
 def _switch(name: str) -> Label:
@@ -381,6 +383,7 @@ TABLE: Final[tuple[Metric, ...]] = (
     OFF_SWITCH_EVENTS,
     OFF_SWITCH_DENIALS,
     POLICY_INFO,
+    NODE_POOL_INFO,
     BACKEND_INFO,
     DECISION_SECONDS,
     HOLD_SECONDS,
@@ -404,6 +407,8 @@ TABLE: Final[tuple[Metric, ...]] = (
     RELOAD_TIMESTAMP,
     ENFORCEMENT_GAP,
     AGENT_GAP,
+    KUBERNETES_WATCH,
+    KUBERNETES_EVENTS,
     BUILD_INFO,
     SCRAPE_ERRORS,
 )

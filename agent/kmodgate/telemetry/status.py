@@ -54,6 +54,7 @@ class StatusSnapshot:
 
     Attributes:
         policy: in force.
+        pool: name of the node pool that it is of, or None.
         backend: in use.
         enforcing: result of the last self-probe.
         reload_successful: whether the last config read could be used.
@@ -73,6 +74,7 @@ class StatusSnapshot:
     """
 
     policy: EffectivePolicy | None = None
+    pool: str | None = None
     backend: Backend = Backend.NONE
     enforcing: bool = False
     reload_successful: bool | None = None
@@ -102,9 +104,9 @@ class AgentStatus:
         """The state now."""
         return self._snapshot
 
-    def set_policy(self, policy: EffectivePolicy) -> None:
-        """A policy has come into force."""
-        self._change(policy=policy)
+    def set_policy(self, policy: EffectivePolicy, pool: str | None = None) -> None:
+        """A policy, of a node pool or of none, has come into force."""
+        self._change(policy=policy, pool=pool)
 
     def set_backend(self, backend: Backend) -> None:
         """A backend has been chosen."""

@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from kmodgate.kube.notices import Outcome
 from kmodgate.model import (
     Api,
     Backend,
@@ -35,6 +36,7 @@ from kmodgate.telemetry.collector import AgentMetrics
 from kmodgate.telemetry.exemplars import Exemplars
 from kmodgate.telemetry.expected import expected_loads
 from kmodgate.telemetry.flood import LeftOut
+from kmodgate.telemetry.kubernetes import NoticeOutcome
 from kmodgate.telemetry.lines import Loss
 from kmodgate.telemetry.metrics import TABLE, LoadedSignature, QuestionOutcome
 from kmodgate.telemetry.sink import SinkCounts
@@ -287,11 +289,44 @@ def test_a_node_with_everything_counted_stays_small(
     )
     metrics.attach(counters)
     metrics.attach_event_log(FakeLog(), sinks)
+    metrics.attach_cluster(FakeCluster())
     samples = scrape(metrics)
     anchors = [k for k in samples if k[0].startswith("kmodgate_trust_anchor_not_after")]
     assert len(anchors) == 64
     assert value(samples, "kmodgate_trust_anchors") == 500
     assert len(samples) - len(anchors) < 200
+
+
+class FakeCluster:
+    joined = True
+    node = "node-a"
+
+    def watches(self) -> dict[str, bool]:
+        return {"node": True, "pods": False}
+
+    def notices(self) -> dict[str, int]:
+        return {"sent": 3, "dropped": 0, "refused": 1}
+
+
+def test_the_cluster_and_the_node_pool(
+    metrics: AgentMetrics, status: AgentStatus, enforce: EffectivePolicy
+) -> None:
+    status.set_policy(enforce, "gpu")
+    samples = scrape(metrics)
+    assert value(samples, "kmodgate_node_pool_info", pool="gpu", node="") == 1
+    assert not [name for name, _ in samples if name.startswith("kmodgate_kubernetes")]
+    metrics.attach_cluster(FakeCluster())
+    samples = scrape(metrics)
+    assert value(samples, "kmodgate_kubernetes_watch_current", resource="node") == 1
+    assert value(samples, "kmodgate_kubernetes_watch_current", resource="pods") == 0
+    assert value(samples, "kmodgate_kubernetes_events_total", outcome="sent") == 3
+    assert value(samples, "kmodgate_kubernetes_events_total", outcome="refused") == 1
+    status.set_policy(enforce, None)
+    assert value(scrape(metrics), "kmodgate_node_pool_info", pool="", node="node-a") == 1
+
+
+def test_the_words_for_notices_are_those_of_kube() -> None:
+    assert [str(word) for word in NoticeOutcome] == [str(word) for word in Outcome]
 
 
 def test_everything_exported_is_in_the_table_and_the_other_way_round(
@@ -305,6 +340,7 @@ def test_everything_exported_is_in_the_table_and_the_other_way_round(
     metrics.attach(counters)
     metrics.attach_event_log(FakeLog(), sinks)
     metrics.attach_guard(dict)
+    metrics.attach_cluster(FakeCluster())
     exported = {family.name: family.documentation for family in metrics.registry.collect()}
     assert exported == {metric.family: metric.help for metric in TABLE}
 
