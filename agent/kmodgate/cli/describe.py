@@ -106,6 +106,7 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         "logging": {"level": config.log_level.value},
         "backend": config.backend.value,
         "onExit": config.on_exit.value,
+        "cannotEnforce": config.cannot_enforce.value,
     }
     if config.pool is not None:
         ours["nodePool"] = config.pool

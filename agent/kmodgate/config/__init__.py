@@ -14,6 +14,7 @@ from .parse import parse
 from .problems import ConfigProblems
 from .values import (
     BackendChoice,
+    CannotEnforce,
     KernelProfileChoice,
     ListenAddress,
     LoadPinSetting,
@@ -27,6 +28,7 @@ from .values import (
 
 __all__ = [
     "BackendChoice",
+    "CannotEnforce",
     "ConfigProblems",
     "KernelProfileChoice",
     "ListenAddress",

@@ -102,6 +102,7 @@ class _Builder:
             log_level=_or(level, base.log_level),
             backend=_or(ours.backend, base.backend),
             on_exit=_or(ours.on_exit, base.on_exit),
+            cannot_enforce=_or(ours.cannot_enforce, base.cannot_enforce),
             hardened=_or(ours.hardened, base.hardened),
             hardened_token=_or(ours.hardened_token, base.hardened_token),
             node_pools=self.pools(ours.node_pools or []),

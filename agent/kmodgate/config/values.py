@@ -49,6 +49,16 @@ class BackendChoice(StrEnum):
         return None if self is BackendChoice.AUTO else Backend(self.value)
 
 
+class CannotEnforce(StrEnum):
+    """``kmodgate.cannotEnforce``: what to do on a backend that cannot enforce the policy.
+
+    ``observe`` weakens the node: loads that the policy refuses go through and are only told.
+    """
+
+    REFUSE = "refuse"
+    OBSERVE = "observe"
+
+
 class OnExit(StrEnum):
     """``kmodgate.onExit``: whether enforcement outlives the agent."""
 
@@ -195,6 +205,7 @@ class NodeConfig:
         hold_timeout_ns: longest time that a load waits for the agent.
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
         on_exit: whether enforcement outlives the agent.
+        cannot_enforce: what to do on a backend that only watches and whose kernel does not enforce.
         preverify: directories whose modules are verified before they are loaded; None for
             ``updates`` of the running kernel.
         hardened: deny the off switches to everybody but the agent.
@@ -222,6 +233,7 @@ class NodeConfig:
     log_level: LogLevel = LogLevel.INFO
     backend: BackendChoice = BackendChoice.AUTO
     on_exit: OnExit = OnExit.KEEP
+    cannot_enforce: CannotEnforce = CannotEnforce.REFUSE
     hardened: bool = False
     hardened_token: bytes | None = None
     node_pools: tuple[NodePool, ...] = ()

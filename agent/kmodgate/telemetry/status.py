@@ -68,6 +68,7 @@ class StatusSnapshot:
         pinned_root_current: whether process 1 still has it as its root.
         pinned_verity: file systems that are pinned by their dm-verity root digest.
         preverified: how many module files were verified before they are loaded.
+        downgrades: how often a rung has broken and the agent went to a lower one.
     """
 
     policy: EffectivePolicy | None = None
@@ -85,6 +86,7 @@ class StatusSnapshot:
     enforcement_gap: float | None = None
     agent_gap: float | None = None
     preverified: Mapping[PreverifyOutcome, int] = field(default_factory=lambda: MappingProxyType({}))
+    downgrades: int = 0
 
 
 class AgentStatus:
@@ -105,6 +107,10 @@ class AgentStatus:
     def set_backend(self, backend: Backend) -> None:
         """A backend has been chosen."""
         self._change(backend=backend)
+
+    def stepped_down(self) -> None:
+        """A rung has broken, and the agent goes to a lower one."""
+        self._change(downgrades=self._snapshot.downgrades + 1, enforcing=False)
 
     def set_enforcing(self, enforcing: bool) -> None:
         """A self-probe has ended."""
