@@ -41,6 +41,7 @@ LAYERS = {
     "readiness": 6,
     "selfprobe": 5,
     "settings": 5,
+    "standing": 6,
     "doctor": 6,
     "inventory": 6,
     "preverify": 6,

@@ -174,7 +174,9 @@ def _print(diagnosis: Diagnosis, purpose: Purpose) -> None:
 
 def _why(rung: Rung) -> tuple[str, ...]:
     if rung.offered:
-        fields = (f"events never have {', '.join(rung.unknown)}",) if rung.unknown else ()
+        fields: tuple[str, ...] = ()
+        if rung.unknown:
+            fields += (f"events never have {', '.join(rung.unknown)}",)
         if rung.fleeting:
             fields += (f"only while the caller is there: {', '.join(rung.fleeting)}",)
         return (rung.enforces, *fields)

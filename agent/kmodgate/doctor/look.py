@@ -88,7 +88,7 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
 
 
 def _no_tracefs(paths: NodePaths, process: ProcessFacts) -> tuple[str, ...] | None:
-    """tracefs shows its files to root alone."""
+    """What keeps trace events from being read. Their files are shown to root alone."""
     from kmodgate.hooks.traceinstance import lacks  # noqa: PLC0415  # only when a node is looked at
 
     found = tuple(lacks(paths))

@@ -60,6 +60,8 @@ def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
     if against:
         return Diagnosis(Answer.NO, tuple(against), ladder, lines)
     best = next((rung for rung in usable if rung.offered), None)
+    if best is not None and best.backend in ONLY_WATCHES and any(rung.offered is None for rung in usable):
+        best = None  # one that could do more was not seen
     if best is None:
         unseen = [text for rung in usable for text in rung.unseen]
         return Diagnosis(Answer.UNKNOWN, tuple(dict.fromkeys(unseen)), ladder, lines)
@@ -75,6 +77,6 @@ def _without_switch(seen: Seen, policy: EffectivePolicy) -> Iterator[str]:
         return
     if "loadpin" not in (seen.facts.lsms or ()):
         yield (
-            "the best backend here only watches, and the kernel has no LoadPin of its own; write cannotEnforce: "
-            "observe, or loadPin: off"
+            "the best backend here only watches, and the kernel has no LoadPin of its own; write "
+            "cannotEnforce: observe, or loadPin: off"
         )

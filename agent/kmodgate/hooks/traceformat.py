@@ -25,7 +25,7 @@ MAX_STRING: Final = 4096
 
 _FORMAT_BYTES: Final = 64 << 10
 _MAX_FIELDS: Final = 256
-_MAX_PAGE: Final = 1 << 20
+_MAX_PAGE: Final = 512 << 10
 _ORDER: Final[Literal["little", "big"]] = sys.byteorder
 _FIELD: Final = re.compile(
     r"\tfield:(?P<declaration>[^;\n]{1,200});\toffset:(?P<offset>[0-9]{1,6});\tsize:(?P<size>[0-9]{1,6});"
