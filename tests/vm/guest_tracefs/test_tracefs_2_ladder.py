@@ -7,7 +7,6 @@ the tests matters: module.sig_enforce cannot be unset.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -77,12 +76,11 @@ def test_load_pin_is_watched_where_the_config_puts_up_with_it(tmp_path: Path, wo
         result, event = hold(work / "kmgtest.unsigned.ko", lambda: agent.next_event(60))
         assert (result, event["reason"]) == ("ok", "outside_pinned_root")
         assert (event["verdict"], event["errno"]) == ("would_deny", "EPERM")
-        root = Path("/var/kmgtest.unsigned.ko")
+        root = Path("/root/kmgtest.unsigned.ko")
         root.write_bytes((work / "kmgtest.unsigned.ko").read_bytes())
         lab.unload("kmgtest")
         result, event = hold(root, lambda: agent.next_event(60))
-        if os.stat(root).st_dev == os.stat("/").st_dev:
-            assert (event["verdict"], event["reason"]) == ("allow", "pinned_root")
+        assert (event["verdict"], event["reason"]) == ("allow", "pinned_root")
         lab.unload("kmgtest")
         assert lab.init((work / "kmgtest.unsigned.ko").read_bytes()).ok
         assert agent.next_event(60)["reason"] == "no_file"
@@ -157,18 +155,14 @@ def test_the_kernel_enforces_and_every_refusal_is_told(tmp_path: Path, work: Pat
         assert agent.next_event(60)["by"] == "kernel"
         before = lab.metrics()
         storm(ATTEMPTS)
-        agent.wait_for(
-            lambda: (
-                lab.counted(lab.metrics(), verdict="deny") - lab.counted(before, verdict="deny") >= ATTEMPTS
-            ),
-            "all refusals",
-            120,
-        )
+        was = lab.counted(before, verdict="deny", by="kernel")
+
+        def denied() -> float:
+            return lab.counted(lab.metrics(), verdict="deny", by="kernel") - was
+
+        agent.wait_for(lambda: denied() >= ATTEMPTS, "all refusals", 120)
+        assert denied() == ATTEMPTS
         after = lab.metrics()
-        denied = lab.counted(after, verdict="deny", by="kernel") - lab.counted(
-            before, verdict="deny", by="kernel"
-        )
-        assert denied == ATTEMPTS
         assert after['kmodgate_events_lost_total{kind="event_ring"}'] == 0
         agent.configure(lab.config(lab.DO_NOT_ENFORCE, loadPin="off", trust={}))
         assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"  # it cannot be unset
