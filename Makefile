@@ -125,12 +125,16 @@ test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, no
 
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
-	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py tests/vm/test_tracefs.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
 .PHONY: test-attacks
 test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and crowd (root, half an hour)
 	KMODGATE_TEST_GUEST=all $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+
+.PHONY: test-tracefs
+test-tracefs: $(STAMP) $(BPF_OBJECT) ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2 (root)
+	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
 
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
@@ -180,6 +184,7 @@ conformance: $(STAMP) ## Compare with four real kernels and write docs/conforman
 docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m kmodgate.telemetry.metrics > docs/metrics.md
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
+	$(BIN)/python -m kmodgate.hooks.capabilities > docs/capabilities.md
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

@@ -90,9 +90,50 @@ CAPABILITIES: Final[Mapping[Backend, Capabilities]] = MappingProxyType(
             pinned_root_exempt=False,
             compat=False,
             outlives_agent=False,
-            exact=True,
+            exact=False,
             fleeting=(*CALLER, *FILE, *BYTES),
         ),
     }
 )
 """By rung. One that is not in this version is not here."""
+
+_QUESTIONS: Final = (
+    ("refuses a load by itself", "refuses"),
+    ("LoadPin", "load_pin"),
+    ("`trust.certificates` admit", "certificates"),
+    ("revocations", "revocations"),
+    ("`pinnedRootExempt`", "pinned_root_exempt"),
+    ("sees attempts of 32-bit callers", "compat"),
+    ("goes on without the agent, counts too", "outlives_agent"),
+    ("counts every attempt", "exact"),
+)
+
+
+def page() -> str:
+    """docs/capabilities.md, which a test compares with this."""
+    backends = list(CAPABILITIES)
+    rows = [
+        "| | " + " | ".join(f"`{backend}`" for backend in backends) + " |",
+        "|---|" + "---|" * len(backends),
+    ]
+    for text, name in _QUESTIONS:
+        answers = ("yes" if getattr(CAPABILITIES[backend], name) else "no" for backend in backends)
+        rows.append(f"| {text} | {' | '.join(answers)} |")
+    for text, name in (("always null in events", "unknown"), ("null once the caller is gone", "fleeting")):
+        fields = (getattr(CAPABILITIES[backend], name) for backend in backends)
+        words = (", ".join(f"`{field}`" for field in some) or "nothing" for some in fields)
+        rows.append(f"| {text} | {' | '.join(words)} |")
+    return _PAGE.format(table="\n".join(rows))
+
+
+_PAGE: Final = """\
+# What each backend can do
+
+Made by `python -m kmodgate.hooks.capabilities`, from the table that `kmodgate doctor` and the tests in guests
+read. What a backend that refuses nothing leaves to the kernel is [here](operations.md#nodes-without-bpf-tracefs).
+
+{table}
+"""
+
+if __name__ == "__main__":
+    print(page(), end="")
