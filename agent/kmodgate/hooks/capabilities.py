@@ -129,8 +129,9 @@ def page() -> str:
 _PAGE: Final = """\
 # What each backend can do
 
-Made by `python -m kmodgate.hooks.capabilities`, from the table that `kmodgate doctor` and the tests in guests read. What a
-backend that refuses nothing leaves to the kernel is [here](operations.md#nodes-without-bpf-tracefs).
+Made by `python -m kmodgate.hooks.capabilities`, from the table that `kmodgate doctor` and the tests in
+guests read. What a backend that refuses nothing leaves to the kernel is
+[here](operations.md#nodes-without-bpf-tracefs).
 
 {table}
 """
