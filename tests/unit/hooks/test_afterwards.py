@@ -7,7 +7,7 @@ import errno
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmodgate.hooks.afterwards import TAINT_UNSIGNED, KernelChecks, Outcome, SeenLoad, judge
@@ -227,6 +227,7 @@ POLICIES = st.builds(
 KERNELS = st.builds(KernelChecks, *[st.booleans()] * 4)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(LOADS, POLICIES, KERNELS)
 def test_nothing_is_claimed_that_was_not_seen(
     load: SeenLoad, policy: EffectivePolicy, kernel: KernelChecks

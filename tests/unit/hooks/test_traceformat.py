@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.hooks import tracing
 
@@ -138,6 +138,7 @@ def test_a_broken_page_is_an_error(data: bytes) -> None:
         parse_page(data, LAYOUT)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(
     st.lists(
         st.tuples(st.binary(min_size=4, max_size=300), st.integers(0, 2**27 - 1), st.booleans()), max_size=12
@@ -155,6 +156,7 @@ def test_what_is_written_is_read(events: list[tuple[bytes, int, bool]]) -> None:
     assert found.records == expected
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.binary(max_size=200), st.integers(0, 2**64 - 1))
 def test_no_bytes_of_a_page_do_harm(data: bytes, commit: int) -> None:
     """Anything is records or an error, and records are no more than the bytes."""
@@ -165,6 +167,7 @@ def test_no_bytes_of_a_page_do_harm(data: bytes, commit: int) -> None:
     assert sum(len(record) for _, record in found.records) <= len(data)
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.binary(max_size=120))
 def test_no_bytes_of_a_record_do_harm(record: bytes) -> None:
     try:
@@ -174,6 +177,7 @@ def test_no_bytes_of_a_record_do_harm(record: bytes) -> None:
         return
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.text(alphabet=st.sampled_from("\tfield:;offsetsizsgned \n0123456789abIDchar[]_*"), max_size=300))
 def test_no_format_file_does_harm(text: str) -> None:
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.hooks import tracing
 
@@ -503,6 +503,7 @@ def test_mounts_are_read_again_when_they_change(paths: NodePaths) -> None:
     table.close()
 
 
+@settings(deadline=None)  # a busy machine takes its time
 @given(st.text(max_size=400), st.text(max_size=200), st.binary(max_size=40))
 def test_no_caller_does_harm(status: str, stat: str, comm: bytes) -> None:
     """Whatever procfs says of a caller is a caller or nothing."""
