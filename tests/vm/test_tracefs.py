@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
 
 SUITES = os.environ.get("KMODGATE_TRACEFS_KERNELS", "bookworm").split()
 GUEST = "/src/tests/vm/guest_tracefs"
-OPTIONS = ["-q", "-x", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", GUEST]
+OPTIONS = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", GUEST]
 INSIDE = ["env", "PYTHONPATH=/src", "python3", "-m", "pytest", *OPTIONS]
 
 
