@@ -151,7 +151,7 @@ pictures: $(STAMP) ## Draw the dashboards into docs/pictures (npm, chromium; a q
 
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
-	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py tests/vm/test_tracefs.py
 	$(BIN)/pytest -q -s -m vm tests/vm/test_scraped.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
@@ -162,6 +162,9 @@ test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and 
 .PHONY: test-storm
 test-storm: $(STAMP) $(BPF_OBJECT) ## A storm of 100,000 loads on two CPUs, counted from outside (root)
 	KMODGATE_STORM_ATTEMPTS=100000 KMODGATE_TEST_GUEST=test_attack_storm.py $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+.PHONY: test-tracefs
+test-tracefs: $(STAMP) $(BPF_OBJECT) ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2 (root)
+	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
 
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
@@ -249,6 +252,7 @@ docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
 	$(BIN)/python -m tools.dashboards
 	$(BIN)/python -m tests.chart.readme > helm/kmodgate/README.md
+	$(BIN)/python -m kmodgate.hooks.capabilities > docs/capabilities.md
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

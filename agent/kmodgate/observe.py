@@ -120,7 +120,9 @@ class Observer:
         decisive = found if found is not None and (told or found.status is status) else None
         policy, pool = self._policies.get(record.generation) or next(reversed(self._policies.values()))
         exe, who = self._asker(record)
-        has_file = record.api == Api.FINIT_MODULE
+        known = record.origin != abi.UNKNOWN  # where a rung only watches, the file may be gone
+        has_file = record.api == Api.FINIT_MODULE and known
+        called = record.tgid != 0  # and so may the caller
         module = os.fsdecode(abi.text(record.module)) or (
             found.module.name if found is not None and found.module is not None else None
         )
@@ -132,27 +134,27 @@ class Observer:
             mode=policy.mode,
             policy=policy.policy,
             api=Api(record.api),
-            origin=Origin(record.origin),
+            origin=Origin(record.origin) if known else None,
             errno=record.error,
             result=record.result,
             path=os.fsdecode(abi.text(record.path)) if record.path_length else None,
             path_truncated=has_file and not record.path_length,
-            file_system=os.fsdecode(abi.text(record.fstype)) if has_file else None,
+            file_system=(os.fsdecode(abi.text(record.fstype)) or None) if has_file else None,
             device=(record.device >> 20, record.device & 0xFFFFF) if has_file else None,
-            inode=record.inode if has_file else None,
-            size=record.size,
+            inode=(record.inode or None) if has_file else None,
+            size=record.size if known else None,
             sha256=_sha256(digest, decisive),
             module=module,
             signer=found.signer if found else None,
             trusted_by=decisive.trusted_by if decisive else _kernel(verification),
             signature_status=decisive.status if decisive else status,
             signature_detail=decisive.detail if decisive else _DETAIL.get(verification),
-            pid=record.tgid,
+            pid=record.tgid if called else None,
             tid=record.tid,
-            ppid=record.parent,
-            comm=os.fsdecode(abi.text(record.comm)),
-            exe=exe,
-            uid=record.uid,
+            ppid=record.parent if called else None,
+            comm=os.fsdecode(abi.text(record.comm)) if called else None,
+            exe=self._executables.pop(record.question, None) or exe,
+            uid=record.uid if called else None,
             workload=who.workload,
             container_id=who.container_id,
             pod=who.pod,

@@ -138,7 +138,9 @@ class Outlets:
         status: Callable[[], Mapping[str, object]],
         listen: Callable[[], Listening] = Listening,
     ) -> None:
-        """Answer ``kmodgate status`` and ``kmodgate events``. An agent that cannot still enforces."""
+        """Answer ``kmodgate status`` and ``kmodgate events``, once. An agent that cannot still enforces."""
+        if self._server is not None:
+            return
         try:
             listening = listen()
         except KmodgateError as error:

@@ -19,13 +19,13 @@ from typing import Final
 
 from . import __version__
 from . import config as node_config
-from .config import BackendChoice, KernelProfileChoice, NodeConfig, to_effective_policy
+from .config import BackendChoice, CannotEnforce, KernelProfileChoice, NodeConfig, to_effective_policy
 from .errors import KmodgateError, NodeError
 from .fsutil import read_regular_file
 from .model import Backend, EffectivePolicy, Policy
 from .node import NodeFacts, NodePaths, Severity, limits
 from .node.verity import parse_trusted_digests
-from .rungs import refusals
+from .rungs import ONLY_WATCHES, Terms, refusals
 from .running import running_profile
 from .signature import LATEST, PROFILES, KernelProfile, TrustStore
 from .truststore import TrustFiles, read_trust
@@ -83,6 +83,16 @@ def files_named(path: Path) -> list[Path]:
         return []
 
 
+def summary(settings: Settings) -> str:
+    """The settings in a few words, for the log."""
+    policy = settings.policy
+    load_pin = "on" if policy.load_pin else "off"
+    return (
+        f"{policy.policy}, mode {policy.mode}, LoadPin {load_pin}, "
+        f"{len(settings.trust)} configured certificate(s)"
+    )
+
+
 def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> None:
     """Node pools without labels to pick one by. Raises NodeError."""
     if config.node_pools and labels is None:
@@ -94,19 +104,24 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
 
 def refuse_unimplemented(config: NodeConfig) -> None:
     """What the config of one node may ask for and this version does not do. Raises NodeError."""
-    if config.backend in {BackendChoice.BCC, BackendChoice.TRACEFS}:
+    if config.backend is BackendChoice.BCC:
         raise NodeError(
             f"{config.origin('backend')}: backend {config.backend} is not in this version; write "
-            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET} or {BackendChoice.BPF_LSM_BASIC}, or "
-            "leave it out"
+            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET}, {BackendChoice.BPF_LSM_BASIC} or "
+            f"{BackendChoice.TRACEFS}, or leave it out"
         )
 
 
-def refuse_on_rung(settings: Settings, backend: Backend) -> None:
+def refuse_on_rung(settings: Settings, backend: Backend) -> Terms:
     """What the config asks for and this rung of the ladder cannot enforce. Raises NodeError."""
     problems = refusals(backend, settings.policy, configured_certificates=bool(settings.trust))
-    if problems:
+    watches = backend in ONLY_WATCHES
+    observe = watches and settings.config.cannot_enforce is CannotEnforce.OBSERVE
+    if problems and not observe:
         raise NodeError(f"this node cannot enforce {settings.policy.policy}: " + "; ".join(problems))
+    for problem in problems:
+        log.warning("not enforced, only observed: %s", problem)
+    return Terms(by_kernel=watches and not problems, may_observe=observe)
 
 
 def profile_of_config(config: NodeConfig, paths: NodePaths | None = None) -> KernelProfile:

@@ -45,6 +45,7 @@ LAYERS = {
     "selfprobe": 5,
     "settings": 5,
     "webaccess": 5,
+    "standing": 6,
     "doctor": 6,
     "fleet": 6,
     "inventory": 6,

@@ -132,6 +132,7 @@ def describe(config: NodeConfig, labelled_by: str = "--node-label") -> dict[str,
         "backend": config.backend.value,
         "onExit": config.on_exit.value,
         "kubernetes": {"events": config.kubernetes_events, "nodeCondition": config.kubernetes_condition},
+        "cannotEnforce": config.cannot_enforce.value,
     }
     if config.pool is not None:
         ours["nodePool"] = config.pool

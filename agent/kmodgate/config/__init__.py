@@ -15,6 +15,7 @@ from .problems import ConfigProblems
 from .sinkvalues import EventSinks, FileSinkConfig, OtlpSinkConfig
 from .values import (
     BackendChoice,
+    CannotEnforce,
     KernelProfileChoice,
     ListenAddress,
     LoadPinSetting,
@@ -28,6 +29,7 @@ from .values import (
 
 __all__ = [
     "BackendChoice",
+    "CannotEnforce",
     "ConfigProblems",
     "EventSinks",
     "FileSinkConfig",

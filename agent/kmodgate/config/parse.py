@@ -116,6 +116,7 @@ class _Builder:
             event_sinks=sinks.build(ours.event_sinks, self.directory),
             backend=_or(ours.backend, base.backend),
             on_exit=_or(ours.on_exit, base.on_exit),
+            cannot_enforce=_or(ours.cannot_enforce, base.cannot_enforce),
             hardened=_or(ours.hardened, base.hardened),
             hardened_token=_or(ours.hardened_token, base.hardened_token),
             kubernetes_events=_or(kubernetes.events, base.kubernetes_events),

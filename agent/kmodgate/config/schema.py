@@ -15,7 +15,7 @@ from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
 from . import gke, scalars
 from .section import Key, RequiredKey, Section, flag, list_of, section, sections, word
 from .sinks import EventSinksSection
-from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel, OnExit
+from .values import BackendChoice, CannotEnforce, KernelProfileChoice, LoadPinSetting, LogLevel, OnExit
 
 MAX_PATHS = 1000
 MAX_POOLS = 200
@@ -149,6 +149,7 @@ class Kmodgate(Overridable):
     event_sinks = section("eventSinks", EventSinksSection)
     backend = Key("backend", word(BackendChoice))
     on_exit = Key("onExit", word(OnExit))
+    cannot_enforce = Key("cannotEnforce", word(CannotEnforce))
     hardened = Key("hardened", flag)
     hardened_token = Key("hardenedToken", scalars.sha256)
     kubernetes = section("kubernetes", Kubernetes)

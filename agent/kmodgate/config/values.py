@@ -51,6 +51,16 @@ class BackendChoice(StrEnum):
         return None if self is BackendChoice.AUTO else Backend(self.value)
 
 
+class CannotEnforce(StrEnum):
+    """``kmodgate.cannotEnforce``: what to do on a backend that cannot enforce the policy.
+
+    ``observe`` weakens the node: loads that the policy refuses go through and are only told.
+    """
+
+    REFUSE = "refuse"
+    OBSERVE = "observe"
+
+
 class OnExit(StrEnum):
     """``kmodgate.onExit``: whether enforcement outlives the agent."""
 
@@ -198,6 +208,7 @@ class NodeConfig:
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
         event_sinks: where events go beside stdout.
         on_exit: whether enforcement outlives the agent.
+        cannot_enforce: what to do on a backend that only watches and whose kernel does not enforce.
         preverify: directories whose modules are verified before they are loaded; None for
             ``updates`` of the running kernel.
         web_config: path of a Prometheus web config file for the HTTP server, or None; joined
@@ -231,6 +242,7 @@ class NodeConfig:
     event_sinks: EventSinks = field(default_factory=EventSinks)
     backend: BackendChoice = BackendChoice.AUTO
     on_exit: OnExit = OnExit.KEEP
+    cannot_enforce: CannotEnforce = CannotEnforce.REFUSE
     hardened: bool = False
     hardened_token: bytes | None = None
     kubernetes_events: bool = True

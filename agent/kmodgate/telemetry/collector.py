@@ -310,6 +310,7 @@ class AgentMetrics:
         state = self._status.snapshot()
         yield _value(m.ENFORCING, float(state.enforcing))
         yield _info(m.BACKEND_INFO, (state.backend.value,))
+        yield _counts(m.BACKEND_DOWNGRADES, {(): state.downgrades})
         yield _info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
         if state.policy is not None:
             yield _info(m.POLICY_INFO, _policy_labels(state.policy))

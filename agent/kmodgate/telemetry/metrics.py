@@ -275,6 +275,13 @@ BACKEND_INFO: Final = Metric(
     "The log of the start says why a node cannot do better.",
     (Label("backend", tuple(Backend)),),
 )
+BACKEND_DOWNGRADES: Final = Metric(
+    "kmodgate_backend_downgrades_total",
+    Kind.COUNTER,
+    "Times that a backend broke under the agent, which then went to a lower rung of the ladder.",
+    "Any increase: this node enforces less than it did, and its counters began anew. The log says why; "
+    "restart the agent to go up again.",
+)
 BUILD_INFO: Final = Metric(
     "kmodgate_build_info",
     Kind.INFO,
@@ -385,6 +392,7 @@ TABLE: Final[tuple[Metric, ...]] = (
     POLICY_INFO,
     NODE_POOL_INFO,
     BACKEND_INFO,
+    BACKEND_DOWNGRADES,
     DECISION_SECONDS,
     HOLD_SECONDS,
     HOLD_LIMIT,

@@ -71,6 +71,7 @@ class StatusSnapshot:
         preverified: how many module files were verified before they are loaded.
         hold_limit: seconds that a load may wait for the agent.
         counts_since: Unix time at which the kernel's counters began at 0.
+        downgrades: how often a rung has broken and the agent went to a lower one.
     """
 
     policy: EffectivePolicy | None = None
@@ -91,6 +92,7 @@ class StatusSnapshot:
     preverified: Mapping[PreverifyOutcome, int] = field(default_factory=lambda: MappingProxyType({}))
     hold_limit: float | None = None
     counts_since: float | None = None
+    downgrades: int = 0
 
 
 class AgentStatus:
@@ -111,6 +113,10 @@ class AgentStatus:
     def set_backend(self, backend: Backend) -> None:
         """A backend has been chosen."""
         self._change(backend=backend)
+
+    def stepped_down(self) -> None:
+        """A rung has broken, and the agent goes to a lower one."""
+        self._change(downgrades=self._snapshot.downgrades + 1, enforcing=False)
 
     def set_enforcing(self, enforcing: bool) -> None:
         """A self-probe has ended."""

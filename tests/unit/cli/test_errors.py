@@ -350,7 +350,7 @@ def test_what_this_version_cannot_do_is_three(
 ) -> None:
     contents = {
         "pools.yaml": "kmodgate: {nodePools: [{name: a, nodeSelector: {x: 'y'}, mode: audit}]}\n",
-        "rung.yaml": "kmodgate: {backend: tracefs}\n",
+        "rung.yaml": "kmodgate: {backend: bcc}\n",
     }
     (lab / arguments[-1]).write_text(contents[arguments[-1]])
     code, out, err = run(capfd, arguments)
