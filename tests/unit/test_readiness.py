@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kmodgate import readiness as module
+from kmodgate.model import Backend as Rung
 from kmodgate.model import EffectivePolicy, Mode, Policy
 from kmodgate.node import NodePaths
 from kmodgate.readiness import Readiness
@@ -18,6 +19,7 @@ from kmodgate.telemetry.status import AgentStatus
 
 class Backend:
     root_pinned = True
+    backend = Rung.BPF_LSM
 
     def probe(self) -> None:
         pass

@@ -19,28 +19,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
 from prometheus_client.core import Metric as Family
-from prometheus_client.samples import Exemplar
 
 from kmodgate import __version__
 from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, Reason, Verdict
 
+from . import families as make
 from . import kubernetes as k
 from . import metrics as m
-from .exemplars import LABEL, Exemplars, Latest, Told
+from .exemplars import Exemplars, Latest
 from .expected import expected_loads
 from .flood import LeftOut
 from .lines import Loss
 from .sink import SinkCounts
 from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT, EventSink
 from .status import AgentStatus
-from .table import Kind, Metric
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +239,7 @@ class AgentMetrics:
     def describe(self) -> Iterator[Family]:
         """Every family without samples; the registry finds duplicate names by it."""
         for metric in m.TABLE:
-            yield _family(metric)
+            yield make.family_of(metric)
 
     def collect(self) -> Iterator[Family]:
         """Every family with its samples. Called by the registry at each scrape."""
@@ -261,7 +254,7 @@ class AgentMetrics:
             yield from families
         with self._lock:
             errors = dict(self._errors)
-        yield _counts(m.SCRAPE_ERRORS, {(source,): errors.get(source, 0) for source in m.ScrapeSource})
+        yield make.counts(m.SCRAPE_ERRORS, {(source,): errors.get(source, 0) for source in m.ScrapeSource})
 
     def _failed(self, source: m.ScrapeSource, error: Exception) -> None:
         with self._lock:
@@ -283,7 +276,7 @@ class AgentMetrics:
             for verdict, reason, api, by, count in self._kernel.loads():
                 totals[(verdict, reason, api, by)] += count
         told = {_load_labels(key): event for key, event in self._latest().loads.items()}
-        yield _counts(m.MODULE_LOADS, {_load_labels(key): n for key, n in totals.items()}, told=told)
+        yield make.counts(m.MODULE_LOADS, {_load_labels(key): n for key, n in totals.items()}, told=told)
 
     def _latest(self) -> Latest:
         return Latest() if self._event_log is None else self._event_log.exemplars.latest()
@@ -291,85 +284,87 @@ class AgentMetrics:
     def _histograms(self) -> Iterator[Family]:
         if self._kernel is not None:
             told = self._latest()
-            yield _histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"), told.decision)
-            yield _histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"), told.hold)
+            yield make.histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"), told.decision)
+            yield make.histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"), told.hold)
 
     def _statistics(self) -> Iterator[Family]:
         kernel, event_log = self._kernel, self._event_log
         if kernel is not None:
             since = self._status.snapshot().counts_since
-            yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()}, since)
-            yield _counts(m.LOADS_UNDECIDED, {(): kernel.undecided()}, since)
-            yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()}, since)
+            yield make.counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()}, since)
+            yield make.counts(m.LOADS_UNDECIDED, {(): kernel.undecided()}, since)
+            yield make.counts(m.PROGRAM_MISSES, {(): kernel.misses()}, since)
             errors = dict.fromkeys(map(str, m.KernelErrorKind), 0) | dict(kernel.errors())
-            yield _counts(m.KERNEL_ERRORS, {(kind,): count for kind, count in errors.items()})
+            yield make.counts(m.KERNEL_ERRORS, {(kind,): count for kind, count in errors.items()})
         lost = self._lost(kernel, event_log)
-        yield _counts(m.EVENTS_LOST, {(kind,): count for kind, count in lost.items()})
+        yield make.counts(m.EVENTS_LOST, {(kind,): count for kind, count in lost.items()})
 
     def _state(self) -> Iterator[Family]:
         state = self._status.snapshot()
-        yield _value(m.ENFORCING, float(state.enforcing))
-        yield _info(m.BACKEND_INFO, (state.backend.value,))
-        yield _counts(m.BACKEND_DOWNGRADES, {(): state.downgrades})
-        yield _info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
+        yield make.value_of(m.ENFORCING, float(state.enforcing))
+        yield make.info(m.BACKEND_INFO, (state.backend.value,))
+        yield make.counts(m.BACKEND_DOWNGRADES, {(): state.downgrades})
+        yield make.info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
         if state.policy is not None:
-            yield _info(m.POLICY_INFO, _policy_labels(state.policy))
+            yield make.info(m.POLICY_INFO, _policy_labels(state.policy))
             node = None if self._cluster is None else self._cluster.node
-            yield _info(k.NODE_POOL_INFO, (state.pool or "", node or ""))
+            yield make.info(k.NODE_POOL_INFO, (state.pool or "", node or ""))
         if state.reload_successful is not None:
-            yield _value(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
+            yield make.value_of(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
         if state.reload_success_time is not None:
-            yield _value(m.RELOAD_TIMESTAMP, state.reload_success_time)
+            yield make.value_of(m.RELOAD_TIMESTAMP, state.reload_success_time)
         if state.enforcement_gap is not None:
-            yield _value(m.ENFORCEMENT_GAP, state.enforcement_gap)
+            yield make.value_of(m.ENFORCEMENT_GAP, state.enforcement_gap)
         if state.agent_gap is not None:
-            yield _value(m.AGENT_GAP, state.agent_gap)
+            yield make.value_of(m.AGENT_GAP, state.agent_gap)
         if state.hold_limit is not None:
-            yield _value(m.HOLD_LIMIT, state.hold_limit)
-        yield _value(m.TRUST_ANCHORS, state.anchor_count)
-        yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
+            yield make.value_of(m.HOLD_LIMIT, state.hold_limit)
+        yield make.value_of(m.TRUST_ANCHORS, state.anchor_count)
+        yield make.gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
         if state.pinned_root is not None:
             root = state.pinned_root
-            yield _info(m.PINNED_ROOT_INFO, (root.protection.value, root.fs_type, root.device))
+            yield make.info(m.PINNED_ROOT_INFO, (root.protection.value, root.fs_type, root.device))
         if state.pinned_root_current is not None:
-            yield _value(m.PINNED_ROOT_CURRENT, float(state.pinned_root_current))
-            yield _value(m.PINNED_VERITY, state.pinned_verity)
-        yield _gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})
-        yield _gauges(m.PREVERIFIED, {(o.value,): n for o, n in state.preverified.items()})
+            yield make.value_of(m.PINNED_ROOT_CURRENT, float(state.pinned_root_current))
+            yield make.value_of(m.PINNED_VERITY, state.pinned_verity)
+        yield make.gauges(m.LOADED_MODULES, {(s.value,): n for s, n in state.loaded_modules.items()})
+        yield make.gauges(m.PREVERIFIED, {(o.value,): n for o, n in state.preverified.items()})
 
     def _agent(self) -> Iterator[Family]:
         with self._lock:
             questions = dict(self._questions)
-        yield _counts(m.QUESTIONS, {(o.value,): questions.get(o, 0) for o in m.QuestionOutcome})
-        yield _histogram(m.VERIFY_SECONDS, self._verify.read())
+        yield make.counts(m.QUESTIONS, {(o.value,): questions.get(o, 0) for o in m.QuestionOutcome})
+        yield make.histogram(m.VERIFY_SECONDS, self._verify.read())
 
     def _off(self) -> Iterator[Family]:
         with self._lock:
             events = dict(self._off_switches)
-        yield _value(m.HARDENED, float(self._hardened))
-        yield _counts(m.OFF_SWITCH_EVENTS, {(s.value,): events.get(s, 0) for s in m.OffSwitch})
+        yield make.value_of(m.HARDENED, float(self._hardened))
+        yield make.counts(m.OFF_SWITCH_EVENTS, {(s.value,): events.get(s, 0) for s in m.OffSwitch})
         if self._guard is not None:
             denied = self._guard()
-            yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
+            yield make.counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
 
     def _kubernetes(self) -> Iterator[Family]:
         if self._cluster is not None and self._cluster.joined:
             watches, notices = self._cluster.watches(), self._cluster.notices()
-            yield _gauges(k.KUBERNETES_WATCH, {(r.value,): watches.get(r, False) for r in k.WatchedResource})
-            yield _counts(k.KUBERNETES_EVENTS, {(o.value,): notices.get(o, 0) for o in k.NoticeOutcome})
+            yield make.gauges(
+                k.KUBERNETES_WATCH, {(r.value,): watches.get(r, False) for r in k.WatchedResource}
+            )
+            yield make.counts(k.KUBERNETES_EVENTS, {(o.value,): notices.get(o, 0) for o in k.NoticeOutcome})
 
     def _log(self) -> Iterator[Family]:
         if self._event_log is not None:
             left_out = self._event_log.suppressed()
-            yield _counts(
+            yield make.counts(
                 m.EVENTS_SUPPRESSED, {(key.verdict.label, key.reason.label): n for key, n in left_out.items()}
             )
 
     def _event_sinks(self) -> Iterator[Family]:
         if self._sinks is not None:
             counts = self._sinks()
-            yield _counts(EVENT_SINK_SENT, {(sink.value,): found.sent for sink, found in counts.items()})
-            yield _counts(
+            yield make.counts(EVENT_SINK_SENT, {(sink.value,): found.sent for sink, found in counts.items()})
+            yield make.counts(
                 EVENT_SINK_DROPPED,
                 {
                     (sink.value, cause.value): count
@@ -389,78 +384,5 @@ def _policy_labels(policy: EffectivePolicy) -> tuple[str, ...]:
     )
 
 
-def _family(metric: Metric) -> Family:
-    types: dict[Kind, Callable[..., Family]] = {
-        Kind.COUNTER: CounterMetricFamily,
-        Kind.GAUGE: GaugeMetricFamily,
-        Kind.HISTOGRAM: HistogramMetricFamily,
-        Kind.INFO: InfoMetricFamily,
-    }
-    return types[metric.kind](metric.family, metric.help, labels=metric.label_names)
-
-
-def _bounded(metric: Metric, values: Mapping[tuple[str, ...], float]) -> list[tuple[tuple[str, ...], float]]:
-    """The values by closed label sets, sorted; what falls into the same set is added up."""
-    result: dict[tuple[str, ...], float] = {}
-    for labels, value in values.items():
-        key = metric.bounded(labels)
-        result[key] = result.get(key, 0) + value
-    return sorted(result.items())
-
-
 def _load_labels(key: tuple[Verdict, Reason, Api, By]) -> tuple[str, ...]:
     return tuple(part.label for part in key)
-
-
-def _counts(
-    metric: Metric,
-    values: Mapping[tuple[str, ...], int],
-    since: float | None = None,
-    told: Mapping[tuple[str, ...], Told] | None = None,
-) -> Family:
-    family = CounterMetricFamily(metric.family, metric.help, labels=metric.label_names)
-    for labels, value in _bounded(metric, values):
-        # An event can be told before its load is counted: an exemplar of nothing would be no exemplar.
-        event = told.get(labels) if told and value else None
-        family.add_metric(labels, value, created=since, exemplar=_exemplar(event))
-    return family
-
-
-def _gauges(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
-    family = GaugeMetricFamily(metric.family, metric.help, labels=metric.label_names)
-    for labels, value in _bounded(metric, values):
-        family.add_metric(labels, value)
-    return family
-
-
-def _value(metric: Metric, value: float) -> Family:
-    return _gauges(metric, {(): value})
-
-
-def _info(metric: Metric, labels: tuple[str, ...]) -> Family:
-    family = InfoMetricFamily(metric.family, metric.help, labels=metric.label_names)
-    family.add_metric(metric.bounded(labels), {})
-    return family
-
-
-def _exemplar(told: Told | None) -> Exemplar | None:
-    return None if told is None else Exemplar({LABEL: str(told.sequence)}, told.value, told.time)
-
-
-def _histogram(metric: Metric, data: KernelHistogram, told: Mapping[int, Told] | None = None) -> Family:
-    """Cumulate the buckets, as the exposition formats want them, at the bounds of the table."""
-    family = HistogramMetricFamily(metric.family, metric.help, labels=metric.label_names)
-    total, finer = 0, iter(data.buckets)
-    bound, count = next(finer, (math.nan, 0))
-    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
-    for position, end in enumerate((*metric.buckets, math.inf)):
-        while bound <= end:
-            total += count
-            bound, count = next(finer, (math.nan, 0))
-        # As above: what is told and not counted yet is left out.
-        below = buckets[-1][1] if buckets else 0
-        example = _exemplar(told.get(position) if told and total > below else None)
-        name = "+Inf" if math.isinf(end) else repr(end)
-        buckets.append((name, total) if example is None else (name, total, example))
-    family.add_metric((), buckets, data.sum_seconds)
-    return family
