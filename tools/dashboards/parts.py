@@ -138,7 +138,9 @@ def bars(title: str, target: Json, *, size: tuple[int, int] = (8, 7), **more: An
         "valueMode": "text",
         "namePlacement": "top",
     }
-    return panel("bargauge", title, [target], size=size, options=options, **more)
+    made = panel("bargauge", title, [target], size=size, options=options, **more)
+    made["fieldConfig"]["defaults"].setdefault("min", 0)  # a bar is as long as its number is large
+    return made
 
 
 def lines(
