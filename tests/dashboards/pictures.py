@@ -31,7 +31,7 @@ HERE = Path(__file__).parent / "render"
 PICTURES = ROOT / "docs/pictures"
 NODE = "synthetic-gpu-003"
 WIDTH = 1592
-HEIGHTS = {"kmodgate-fleet": 1160, "kmodgate-node": 1530}
+HEIGHTS = {"kmodgate-fleet": 1390, "kmodgate-node": 1530}
 PAGE = (
     '<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="render.css">'
     '<body style="background:#f4f5f5;margin:0"><div id="root"></div><script src="render.js"></script>'

@@ -21,7 +21,7 @@ from .parts import (
     steps,
     table,
 )
-from .shared import ENDS_IN, FLEET, NODE, REASONS, REFUSED, TO_NODE, TO_RUNBOOK, variables
+from .shared import CERTIFICATE, ENDS_IN, FLEET, NODE, REASONS, REFUSED, TO_NODE, TO_RUNBOOK, variables
 
 _POOL = 'job="kmodgate", pool=~"$pool"'
 _ALERT = '{alertname=~"Kmodgate.*", alertstate="firing"}'
@@ -110,7 +110,8 @@ def _alerts() -> list[Json]:
                 "instance": "Node",
                 "reason": "Reason",
             },
-            size=(12, 8),
+            size=(12, 10),
+            sort="Severity",
             description="What fires now. The alert leads to its runbook, the node to its dashboard.",
             overrides=[
                 column("Alert", 270, ("links", [link("Runbook", TO_RUNBOOK)])),
@@ -127,7 +128,9 @@ def _alerts() -> list[Json]:
                 instant=True,
             ),
             {"pool": "Pool", "instance": "Node", "verdict": "Verdict", "reason": "Reason", "Value": "Loads"},
-            size=(12, 8),
+            size=(12, 10),
+            sort="Loads",
+            falling=True,
             description="The nodes with most refused loads in the time shown. Module and pod are in the node's events.",
             decimals=0,
             overrides=[
@@ -165,10 +168,10 @@ def _coverage() -> list[Json]:
         bars(
             "Enforcing, by pool",
             query('pool:kmodgate_enforcing:ratio{pool=~"$pool"}', "{{pool}}"),
-            description="Nodes that enforce over all nodes of the pool.",
-            size=(7, 7),
+            description="Nodes that enforce over all nodes of the pool; none in audit mode.",
+            size=(7, 10),
             unit="percentunit",
-            thresholds=steps((None, RED), (0.5, YELLOW), (0.99, GREEN)),
+            thresholds=steps((None, YELLOW), (0.99, GREEN)),
             bounds=(0, 1),
         ),
         bars(
@@ -178,7 +181,7 @@ def _coverage() -> list[Json]:
                 "{{pool}}: {{reason}}",
                 instant=True,
             ),
-            size=(8, 7),
+            size=(8, 10),
             description="By pool and reason, in the time shown.",
             decimals=0,
             thresholds=steps((None, YELLOW), (10, RED)),
@@ -186,7 +189,7 @@ def _coverage() -> list[Json]:
         bars(
             "Policy and mode",
             query('pool_policy_mode:kmodgate_nodes:count{pool=~"$pool"}', "{{pool}}: {{mode}} {{policy}}"),
-            size=(9, 7),
+            size=(9, 10),
             thresholds=steps((None, BLUE)),
             description="Nodes by the policy in force there.",
         ),
@@ -199,14 +202,14 @@ def _inventory() -> list[Json]:
             "Versions",
             query('sum by (version) (pool_version:kmodgate_nodes:count{pool=~"$pool"})', "{{version}}"),
             thresholds=steps((None, BLUE)),
-            size=(6, 6),
+            size=(5, 7),
             description="How far a rollout has come.",
         ),
         bars(
             "Rungs",
             query('sum by (backend) (pool_backend:kmodgate_nodes:count{pool=~"$pool"})', "{{backend}}"),
             thresholds=steps((None, BLUE)),
-            size=(6, 6),
+            size=(5, 7),
             description="What the nodes' kernels offer; bpf-lsm is the best.",
         ),
         bars(
@@ -215,7 +218,7 @@ def _inventory() -> list[Json]:
                 f'sum by (signature) (kmodgate_loaded_modules{{{_POOL}, signature!="trusted_signature"}}) > 0',
                 "{{signature}}",
             ),
-            size=(6, 6),
+            size=(6, 7),
             description="Modules in the kernels of these nodes, by what is known of their signature.",
             thresholds=steps((None, YELLOW)),
         ),
@@ -226,8 +229,9 @@ def _inventory() -> list[Json]:
                 instant=True,
             ),
             {"pool": "Pool", "anchor": "Certificate", "Value": "Ends in"},
-            size=(6, 6),
+            size=(8, 7),
+            sort="Ends in",
             description="Trust anchors by the first digits of their SHA-256. Runbook: KmodgateTrustAnchorExpiring.",
-            overrides=[column("Pool", 70), column("Certificate", 170), ENDS_IN],
+            overrides=[column("Pool", 90), CERTIFICATE, ENDS_IN],
         ),
     ]

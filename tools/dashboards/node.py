@@ -27,7 +27,7 @@ from .parts import (
     steps,
     table,
 )
-from .shared import ENDS_IN, FLEET, NODE, REFUSED, TO_RUNBOOK, VERDICTS, variables
+from .shared import CERTIFICATE, ENDS_IN, FLEET, NODE, REFUSED, TO_RUNBOOK, VERDICTS, variables
 
 _NODE = 'job="kmodgate", instance="$node"'
 _YES_NO = [
@@ -123,6 +123,7 @@ def _verdicts() -> list[Json]:
             ),
             {"alertname": "Alert", "severity": "Severity", "reason": "Reason"},
             size=(8, 8),
+            sort="Severity",
             description="What fires for this node now; leads to the runbook.",
             overrides=[column("Alert", 240, ("links", [link("Runbook", TO_RUNBOOK)])), SEVERITY],
         ),
@@ -202,8 +203,9 @@ def _trust() -> list[Json]:
             query(f"kmodgate_trust_anchor_not_after_timestamp_seconds{{{_NODE}}} - time()", instant=True),
             {"anchor": "Certificate", "Value": "Ends in"},
             size=(8, 8),
+            sort="Ends in",
             description="By the first digits of their SHA-256; `kmodgate trust list` names them.",
-            overrides=[ENDS_IN],
+            overrides=[CERTIFICATE, ENDS_IN],
         ),
         bars(
             "Loaded modules, by signature",

@@ -73,7 +73,7 @@ def panel(
     *,
     size: tuple[int, int],
     description: str,
-    unit: str = "short",
+    unit: str = "locale",
     thresholds: Json | None = None,
     options: Json | None = None,
     custom: Json | None = None,
@@ -136,8 +136,11 @@ def bars(title: str, target: Json, *, size: tuple[int, int] = (8, 7), **more: An
         "orientation": "horizontal",
         "showUnfilled": True,
         "valueMode": "text",
+        "namePlacement": "top",
     }
-    return panel("bargauge", title, [target], size=size, options=options, **more)
+    made = panel("bargauge", title, [target], size=size, options=options, **more)
+    made["fieldConfig"]["defaults"].setdefault("min", 0)  # a bar is as long as its number is large
+    return made
 
 
 def lines(
@@ -210,7 +213,14 @@ SEVERITY = column(
 
 
 def table(
-    title: str, target: Json, columns: dict[str, str], *, size: tuple[int, int] = (12, 8), **more: Any
+    title: str,
+    target: Json,
+    columns: dict[str, str],
+    *,
+    size: tuple[int, int],
+    sort: str,
+    falling: bool = False,
+    **more: Any,
 ) -> Json:
     """The labels and the value of each series, in this order and under these names."""
     order = {name: index for index, name in enumerate(columns)}
@@ -223,7 +233,7 @@ def table(
         options={
             "showHeader": True,
             "cellHeight": "sm",
-            "sortBy": [{"displayName": columns.get("Value", ""), "desc": True}],
+            "sortBy": [{"displayName": sort, "desc": falling}],
         },
         transformations=[
             {"id": "filterFieldsByName", "options": {"include": {"names": list(columns)}}},

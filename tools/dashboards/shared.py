@@ -13,6 +13,7 @@ from .parts import (
     Json,
     by_name,
     by_pattern,
+    column,
     datasource_variable,
     fixed,
     label_variable,
@@ -41,7 +42,8 @@ VERDICTS: list[Json] = [
     by_pattern("^allow.*", fixed(GREEN)),
 ]
 
-# A certificate is digits as well, and no time.
+# Digits, and no number.
+CERTIFICATE = column("Certificate", 190, ("unit", "string"))
 ENDS_IN = by_name(
     "Ends in",
     ("unit", "s"),

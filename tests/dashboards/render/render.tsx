@@ -126,12 +126,12 @@ function Values({ panel, data, width, height }: any) {
     const { colorMode, graphMode, textMode, justifyMode } = panel.options;
     return <BigValue {...{ width, height, theme, colorMode, graphMode, textMode, justifyMode }} value={values[0].display} />;
   }
-  const each = Math.min(34, (height - 4) / values.length);
+  const each = Math.min(46, (height - 4) / values.length);
   return <>{values.map(({ display, field }, n) => (
     <div key={n} style={{ height: each }}>
       <BarGauge value={display} field={field} theme={theme} width={width} height={each - 4} itemSpacing={4}
         displayMode={panel.options.displayMode} orientation={VizOrientation.Horizontal}
-        showUnfilled={panel.options.showUnfilled} text={{ titleSize: 13, valueSize: 14 }} />
+        showUnfilled={panel.options.showUnfilled} namePlacement={panel.options.namePlacement} text={{ titleSize: 13, valueSize: 14 }} />
     </div>))}</>;
 }
 
