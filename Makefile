@@ -25,6 +25,9 @@ FUZZ_TEST_RUNS ?= 10000
 FUZZ_TARGETS ?= all
 FUZZ_SECONDS ?= 600
 FUZZ_SEED ?= 1
+# What npm brings is kept between checkouts.
+SCHEMA := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/dashboards
+DRAW := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kmodgate/pictures
 IMAGE_TARGET ?= agent
 VM := $(BIN)/python vm-images/vm
 
@@ -124,14 +127,44 @@ test-modules: $(STAMP) vm ## Verify every module of Debian's kernel package, and
 test-bpf: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) ## Run BPF code natively, nothing attached (root)
 	$(BIN)/pytest -q -m bpf tests/bpf
 
+.PHONY: test-monitoring
+test-monitoring: $(STAMP) test-dashboards ## Rules, dashboards and exporter with a real Prometheus and Alertmanager
+	$(BIN)/pytest -q tests/rules tests/monitoring
+
+.PHONY: test-dashboards
+test-dashboards: $(STAMP) ## Hold the dashboards against Grafana's own schema (npm)
+	@command -v npm >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y --no-install-recommends npm; } || \
+		{ echo "npm is needed; run: sudo apt-get install npm" >&2; exit 3; }
+	@mkdir -p $(SCHEMA)
+	@cmp -s tests/dashboards/package.json $(SCHEMA)/package.json && [ -d $(SCHEMA)/node_modules/@grafana/schema ] || \
+		{ cp tests/dashboards/package.json $(SCHEMA) && cd $(SCHEMA) && npm install --no-audit --no-fund --loglevel=error; }
+	$(BIN)/python -m tests.dashboards.check $(SCHEMA)
+
+.PHONY: pictures
+pictures: $(STAMP) ## Draw the dashboards into docs/pictures (npm, chromium; a quarter of an hour)
+	@command -v npm >/dev/null && command -v chromium >/dev/null || { echo "npm and chromium are needed; run: sudo apt-get install npm chromium" >&2; exit 3; }
+	@mkdir -p $(DRAW)
+	@cmp -s tests/dashboards/render/package.json $(DRAW)/package.json && [ -d $(DRAW)/node_modules/@grafana/ui ] || \
+		{ cp tests/dashboards/render/package.json $(DRAW) && cd $(DRAW) && \
+		npm install --no-audit --no-fund --loglevel=error --legacy-peer-deps && node node_modules/esbuild/install.js; }
+	$(BIN)/python -m tests.dashboards.pictures $(DRAW) 12
+
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
-	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py tests/vm/test_tracefs.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_scraped.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
 .PHONY: test-attacks
 test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and crowd (root, half an hour)
 	KMODGATE_TEST_GUEST=all $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+
+.PHONY: test-storm
+test-storm: $(STAMP) $(BPF_OBJECT) ## A storm of 100,000 loads on two CPUs, counted from outside (root)
+	KMODGATE_STORM_ATTEMPTS=100000 KMODGATE_TEST_GUEST=test_attack_storm.py $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+.PHONY: test-tracefs
+test-tracefs: $(STAMP) $(BPF_OBJECT) ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2 (root)
+	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
 
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
@@ -142,6 +175,10 @@ test-matrix: $(STAMP) $(BPF_OBJECT) ## The guest's tests on every kernel from 5.
 	@rm -f build/vm/*.xml build/vm/*.json
 	@status=0; KMODGATE_TEST_GUEST=all KMODGATE_TEST_KERNEL="$(MATRIX)" $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py || status=$$?; \
 		$(BIN)/python -m tests.vm.matrix || status=$$?; exit $$status
+
+.PHONY: test-arm64
+test-arm64: $(STAMP) $(BPF_OBJECT) ## The smoke test on Debian's arm64 kernel (root; qemu-system-arm)
+	$(BIN)/pytest -q -m vm tests/vm/test_arm64.py
 
 .PHONY: image
 image: $(STAMP) ## Build the container image with buildah, from a Debian base made here (root); IMAGE_TARGET=bcc: with BCC
@@ -170,11 +207,13 @@ test-chart: $(STAMP) chart-tools ## Lint and render the chart with two Helms, ch
 	CI=$${CI:-true} $(BIN)/pytest -q tests/chart
 
 .PHONY: test
-test: setup lint test-fast test-fuzz test-bpf test-chart test-modules test-vm ## All set-up and every test
+test: setup lint test-fast test-monitoring test-chart test-fuzz test-bpf test-modules test-vm ## All set-up and every test
 
 .PHONY: bench
 bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a baseline in the same run (root)
 	$(BIN)/python tests/bench/bench_sha256.py $(BPF_TEST_OBJECT)
+	PYTHONPATH=. $(BIN)/python tests/bench/bench_scrape.py
+	$(BIN)/python tests/bench/bench_events.py
 	$(BIN)/python tests/bench/bench_verify.py $$($(VM) path modules --kernel $(KERNEL)) \
 		$$($(VM) path certs --kernel $(KERNEL))/kernel.pem
 	$(BIN)/python tests/bench/bench_scan.py $$(for suite in bookworm trixie; do $(VM) path modules --kernel $$suite; \
@@ -197,6 +236,10 @@ test-mldsa: $(STAMP) ## Compare with a kernel built for ML-DSA (root; flex bison
 test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real LoadPin (root; flex bison bc gcc libelf-dev libssl-dev)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_loadpin.py
 
+.PHONY: test-apiserver
+test-apiserver: $(STAMP) ## The cluster's side against a real kube-apiserver, built the first time (ten minutes)
+	$(BIN)/pytest -q -s -m apiserver tests/apiserver
+
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
 	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \
@@ -205,9 +248,11 @@ conformance: $(STAMP) ## Compare with four real kernels and write docs/conforman
 
 .PHONY: docs
 docs: $(STAMP) ## Write the generated documentation anew
-	$(BIN)/python -m kmodgate.telemetry.metrics > docs/metrics.md
+	$(BIN)/python -m kmodgate.telemetry.reference > docs/metrics.md
 	$(BIN)/python -m kmodgate.cli.reference > docs/cli.md
+	$(BIN)/python -m tools.dashboards
 	$(BIN)/python -m tests.chart.readme > helm/kmodgate/README.md
+	$(BIN)/python -m kmodgate.hooks.capabilities > docs/capabilities.md
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

@@ -13,7 +13,6 @@ waits any more, last events told, programs left in force or detached (``onExit``
 from __future__ import annotations
 
 import logging
-import math
 import os
 import selectors
 import signal
@@ -25,28 +24,33 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from .answers import Answerer, Asked, Trust
+from .cluster import Cluster
 from .config import BackendChoice, OnExit
 from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError
 from .gap import gap_before, note_detached
 from .gap import now as since_boot
-from .hooks.bpf import BpfBackend
-from .hooks.choice import Choice, Features, choose
+from .hooks.choice import Choice
+from .hooks.pins import counts_since
+from .hooks.rung import RungBackend
 from .lookout import Lookout
 from .loop import Timings, UnseenLoads, signals_on_a_socket, survive, wait_limit
 from .model import Api, Mode, Policy
 from .node import NodeFacts, NodePaths, read_facts
 from .notify import notify
 from .observe import Observer, is_routine
+from .outlets import Outlets
 from .pinning import PinKeeper, PinState, pin_root
 from .policy import compile_table
 from .readiness import Readiness
+from .report import report
 from .safeguard.hardening import Hardening
-from .settings import Settings, files_named, read_settings, refuse_on_rung
+from .settings import Settings, files_named, next_validity_change, read_settings, refuse_on_rung, summary
+from .standing import Standing
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
-from .telemetry.http import TelemetryServer
 from .telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
+from .webaccess import open_server
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +96,7 @@ class Agent:
         self._heartbeat = Heartbeat(_LOOP_MAX_AGE)
         self._readiness = Readiness(self._status, self._paths)
         self._stopping = False
+        self._lower: Choice | None = None
         self._reload = Debounce()
         self._timings = Timings(started)
 
@@ -100,63 +105,76 @@ class Agent:
         with ExitStack() as stack:
             signals = stack.enter_context(signals_on_a_socket())
             watcher = stack.enter_context(ConfigWatcher([self._config_path]))
+            self._cluster = stack.enter_context(Cluster(self._labels, self._reload))
             with self._timings.timed("config"):
                 facts = read_facts(self._paths)
                 self._settings = self._read(facts)
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
             with self._timings.timed("choice"):
-                self._choice = self._choose(facts)
+                self._standing = Standing(facts, self._paths, self._wanted or self._settings.config.backend)
+                self._choice, self._readiness.terms = self._standing.choose(self._settings)
             watcher.watch(self._watched())
             with self._timings.timed("telemetry"):
-                event_log = EventLog(self._events, node=os.environ.get("NODE_NAME"), log_all=self._log_all)
-                stack.callback(event_log.close)
-                self._metrics.attach_event_log(event_log)
-                listen = self._settings.config.listen
-                server = TelemetryServer(
-                    listen.host,
-                    listen.port,
-                    registry=self._metrics.registry,
+                outlets = Outlets(self._events, node=self._cluster.node, log_all=self._log_all)
+                self._outlets, event_log = stack.enter_context(outlets), outlets.log
+                self._metrics.attach_event_log(event_log, outlets.counts)
+                self._metrics.attach_cluster(self._cluster)
+                config = self._settings.config
+                self._outlets.configure(config.event_sinks)
+                server = open_server(
+                    config.listen,
+                    config.web_config,
+                    metrics=self._metrics,
                     healthy=self._heartbeat.problem,
                     ready=lambda: self._readiness.problem,
                 )
                 server.start()
+                self._port = server.port
                 stack.callback(server.stop)
-            self._hardening = Hardening(self._metrics, paths=self._paths)
-            stack.callback(self._hardening.stop, keep=True)
-            backend = stack.enter_context(self._backend())
-            # The server outlives the counters by a moment, however this ends.
-            stack.callback(self._metrics.attach, None)
-            with self._undone_if_it_fails(backend):
-                self._start_enforcing(backend, facts, stack)
-            self._announce(server.port)
-            notify("READY=1")
-            self._lookout = stack.enter_context(
-                Lookout(facts, self._paths, self._status, event_log, self._answerer)
-            )
-            self._lookout.judge_by(self._settings)
-            self._loop(backend, watcher, signals, event_log)
-            self._stop(backend, event_log)
+            while True:
+                with ExitStack() as rung:
+                    self._stand(facts, rung, watcher, signals, outlets)
+                if self._lower is None:
+                    return
+                self._choice, self._lower, self._stopping = self._lower, None, False
+                self._status.stepped_down()
+
+    def _stand(
+        self,
+        facts: NodeFacts,
+        stack: ExitStack,
+        watcher: ConfigWatcher,
+        signals: socket.socket,
+        outlets: Outlets,
+    ) -> None:
+        """Start on the chosen rung, and stand on it until a signal comes or it breaks."""
+        self._hardening = Hardening(self._metrics, paths=self._paths)
+        stack.callback(self._hardening.stop, keep=True)
+        backend = stack.enter_context(self._backend())
+        # The server outlives the counters by a moment, however this ends.
+        stack.callback(self._metrics.attach, None)
+        with self._undone_if_it_fails(backend):
+            self._start_enforcing(backend, facts, stack)
+        outlets.serve(lambda: report(self._settings, self._status, self._readiness, self._metrics, outlets))
+        self._announce()
+        notify("READY=1")
+        self._lookout = stack.enter_context(
+            Lookout(facts, self._paths, self._status, outlets.log, self._answerer)
+        )
+        self._lookout.judge_by(self._settings)
+        self._loop(backend, watcher, signals, outlets.log)
+        if self._lower is None:
+            self._stop(backend, outlets.log)
 
     def _read(self, facts: NodeFacts) -> Settings:
-        return read_settings(self._config_path, self._flag, facts, self._labels, self._paths)
+        return read_settings(self._config_path, self._flag, facts, self._cluster.labels, self._paths)
 
     def _watched(self) -> list[Path]:
         return [self._config_path, *self._settings.config.files]
 
     # --- start --------------------------------------------------------------------------
 
-    def _choose(self, facts: NodeFacts) -> Choice:
-        """The rung to stand on, which must be able to enforce the policy."""
-        if os.geteuid() != 0:
-            raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
-        wanted = (self._wanted or self._settings.config.backend).rung
-        choice = choose(Features.probe(lsm_active=facts.has_bpf_lsm), wanted)
-        for backend, lacks in choice.passed_over:
-            log.warning("not on backend %s: %s", backend, "; ".join(lacks) or f"{wanted} was asked for")
-        refuse_on_rung(self._settings, choice.backend)
-        return choice
-
-    def _backend(self) -> BpfBackend:
+    def _backend(self) -> RungBackend:
         self._hardening.register()
         pinned = self._settings.config.on_exit is OnExit.KEEP
         backend = self._choice.open(pinned=pinned, paths=self._paths)
@@ -164,7 +182,7 @@ class Agent:
         return backend
 
     @contextmanager
-    def _undone_if_it_fails(self, backend: BpfBackend) -> Iterator[None]:
+    def _undone_if_it_fails(self, backend: RungBackend) -> Iterator[None]:
         """A first start that fails leaves nothing in force; one after another agent leaves it on."""
         try:
             yield
@@ -175,7 +193,7 @@ class Agent:
                 backend.forget()
             raise
 
-    def _start_enforcing(self, backend: BpfBackend, facts: NodeFacts, stack: ExitStack) -> None:
+    def _start_enforcing(self, backend: RungBackend, facts: NodeFacts, stack: ExitStack) -> None:
         config = self._settings.config
         pin_root(backend, facts, self._paths)
         self._pinned_root = facts.pinned_root
@@ -196,10 +214,14 @@ class Agent:
         )
         stack.callback(self._answerer.close)
         self._observer = Observer(
-            self._answerer.report_for, node=os.environ.get("NODE_NAME"), proc=self._paths.proc
+            self._answerer.report_for,
+            node=self._cluster.node,
+            proc=self._paths.proc,
+            attributor=self._cluster.attributor(self._paths.proc),
         )
         self._metrics.attach(backend)
         self._status.set_backend(backend.backend)
+        self._status.set_counts_since(counts_since(backend.backend))
         self._publish(backend)
         backend.heartbeat()
         self._unseen = UnseenLoads(backend.loaded_unseen())
@@ -221,8 +243,9 @@ class Agent:
     def _pins_changed(self, state: PinState) -> None:
         self._status.set_pins(self._pinned_root, current=state.root_current, verity=state.verity)
 
-    def _configure(self, backend: BpfBackend) -> None:
+    def _configure(self, backend: RungBackend) -> None:
         config = self._settings.config
+        self._status.set_hold_limit(config.hold_timeout)
         backend.configure(
             hold_seconds=config.hold_timeout,
             max_size=config.max_module_size,
@@ -232,52 +255,38 @@ class Agent:
             lockdown=self._readiness.strictness.lockdown,
         )
 
-    def _trust(self, backend: BpfBackend) -> Trust:
+    def _trust(self, backend: RungBackend) -> Trust:
         """The anchors in force, for the answers from now on."""
         settings = self._settings
+        self._trust_until = next_validity_change(settings, time.time())
         required = settings.config.trust.require_validity
-        now = time.time()
-        ends = [
-            moment.timestamp()
-            for anchor in settings.trust.anchors
-            for moment in (anchor.not_before, anchor.not_after)
-            if required and moment.timestamp() > now
-        ]
-        self._trust_until = min(ends, default=math.inf)
         return Trust(settings.trust, backend.trust_generation, required, settings.profile)
 
-    def _publish(self, backend: BpfBackend) -> None:
+    def _publish(self, backend: RungBackend) -> None:
         """Put the policy in force, and say so."""
         generation = backend.set_policy(compile_table(self._settings.policy))
-        self._observer.policy_changed(generation, self._settings.policy)
-        self._status.set_policy(self._settings.policy)
+        pool = self._settings.config.pool
+        self._observer.policy_changed(generation, self._settings.policy, pool)
+        self._status.set_policy(self._settings.policy, pool)
+        self._cluster.in_force(self._settings)
         self._status.reload_succeeded(time.time())
         self._status.set_trust_anchors(
             TrustAnchorValidity(anchor.fingerprint, anchor.not_after)
             for anchor in self._settings.trust.anchors
         )
 
-    def _announce(self, port: int) -> None:
-        policy = self._settings.policy
-        log.info(
-            "ready: %s, mode %s, LoadPin %s, %d configured certificate(s), backend %s, metrics on port %d; "
-            "start took %s",
-            policy.policy,
-            policy.mode,
-            "on" if policy.load_pin else "off",
-            len(self._settings.trust),
-            self._choice.backend,
-            port,
-            self._timings,
-        )
+    def _announce(self) -> None:
+        told = (summary(self._settings), self._choice.backend, self._port, self._timings)
+        log.info("ready: %s, backend %s, metrics on port %d; start took %s", *told)
 
     # --- the loop -----------------------------------------------------------------------
 
     def _loop(
-        self, backend: BpfBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
+        self, backend: RungBackend, watcher: ConfigWatcher, signals: socket.socket, event_log: EventLog
     ) -> None:
         with selectors.DefaultSelector() as selector:
-            sources: list[Any] = [*backend.rings(), watcher, signals, *self._hardening.sources]
+            receivers = (*self._hardening.sources, self._cluster)
+            sources: list[Any] = [*backend.rings(), watcher, signals, *receivers]
             for source in sources:
                 selector.register(source, selectors.EVENT_READ, source)
             tick, behind = time.monotonic(), False
@@ -300,7 +309,7 @@ class Agent:
                     with survive():
                         if key.data is backend.event_ring:
                             self._tell(backend, event_log)
-                        elif key.data in self._hardening.sources:
+                        elif key.data in receivers:
                             key.data.receive()
                         elif key.data is watcher:
                             if watcher.drain():
@@ -314,7 +323,7 @@ class Agent:
                         also = self._reload_config(backend)
                         watcher.watch([*self._watched(), *also])
 
-    def _beat(self, backend: BpfBackend) -> None:
+    def _beat(self, backend: RungBackend) -> None:
         backend.heartbeat()
         self._heartbeat.beat()
         with survive():
@@ -326,13 +335,22 @@ class Agent:
             self._answerer.relieve()
             self._pins.relieve()
             self._lookout.look()
+            self._cluster.look(self._status.snapshot(), self._readiness.problem)
+            self._step_down(backend)
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
                 backend.forget_answers()
                 self._answerer.set_trust(self._trust(backend))
                 self._lookout.trust_changed()
 
-    def _ask(self, backend: BpfBackend) -> None:
+    def _step_down(self, backend: RungBackend) -> None:
+        """Go to a lower rung if this one has broken and another one will do."""
+        found = self._standing.lower(self._settings, backend.backend, self._readiness.failures)
+        if found is not None:
+            self._lower, self._readiness.terms = found
+            self._stopping = True
+
+    def _ask(self, backend: RungBackend) -> None:
         for question in backend.questions():
             with survive():
                 self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
@@ -340,7 +358,7 @@ class Agent:
                 asker = (question.tgid, question.tid)
                 self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call))
 
-    def _tell(self, backend: BpfBackend, event_log: EventLog) -> bool:
+    def _tell(self, backend: RungBackend, event_log: EventLog) -> bool:
         """Tell a batch of loads that ended; False when there was none."""
         loaded = some = False
         for record in backend.events():
@@ -348,7 +366,9 @@ class Agent:
             loaded |= bool(record.loaded)
             with survive():
                 if self._log_all or not is_routine(record):
-                    event_log.write(self._observer.event(record))
+                    event = self._observer.event(record)
+                    event_log.write(event)
+                    self._cluster.tell(event)
         if loaded:
             with survive():
                 self._lookout.look()
@@ -357,19 +377,20 @@ class Agent:
     def _signalled(self, numbers: bytes) -> None:
         for number in numbers:
             if number == signal.SIGHUP:
+                self._outlets.reopen()
                 self._reload.notice(time.monotonic())
             elif number in (signal.SIGTERM, signal.SIGINT):
                 log.info("%s: shutting down", signal.Signals(number).name)
                 self._stopping = True
 
-    def _probe(self, backend: BpfBackend) -> None:
+    def _probe(self, backend: RungBackend) -> None:
         if self._readiness.strictness_changed():
             self._configure(backend)
         self._readiness.probe(backend, self._settings.policy)
 
     # --- reload and stop ----------------------------------------------------------------
 
-    def _reload_config(self, backend: BpfBackend) -> list[Path]:
+    def _reload_config(self, backend: RungBackend) -> list[Path]:
         """Use the changed config, or keep the last good one and say why.
 
         Returns:
@@ -380,30 +401,26 @@ class Agent:
         try:
             facts = read_facts(self._paths)
             new = self._read(facts)
-            refuse_on_rung(new, self._choice.backend)
+            self._readiness.terms = refuse_on_rung(new, self._choice.backend)
             self._apply(backend, old, new)
         except KmodgateError as error:
             self._settings = old
             self._status.reload_failed(str(error))
+            self._cluster.refused(error)
             log.error("config not reloaded, the last good one stays in force: %s", error)
             return files_named(self._config_path)
-        log.info(
-            "config reloaded: %s, mode %s, LoadPin %s, %d configured certificate(s)",
-            new.policy.policy,
-            new.policy.mode,
-            "on" if new.policy.load_pin else "off",
-            len(new.trust),
-        )
+        log.info("config reloaded: %s", summary(new))
         return []
 
-    def _apply(self, backend: BpfBackend, old: Settings, new: Settings) -> None:
-        if new.config.listen != old.config.listen:
-            log.warning("listen address changed: it takes effect at the next start")
+    def _apply(self, backend: RungBackend, old: Settings, new: Settings) -> None:
+        if (new.config.listen, new.config.web_config) != (old.config.listen, old.config.web_config):
+            log.warning("listen or webConfig changed: it takes effect at the next start")
         if new.config.on_exit is OnExit.KEEP and not backend.pinned:
             log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
         if new.config.backend != old.config.backend:
             log.warning("backend changed: it takes effect at the next start")
         self._hardening.reconfigured(new.config)
+        self._outlets.configure(new.config.event_sinks)
         self._settings = new
         logging.getLogger("kmodgate").setLevel(new.config.log_level.upper())
         self._configure(backend)
@@ -417,7 +434,7 @@ class Agent:
         self._probe(backend)
         self._lookout.judge_by(new)
 
-    def _stop(self, backend: BpfBackend, event_log: EventLog) -> None:
+    def _stop(self, backend: RungBackend, event_log: EventLog) -> None:
         self._readiness.problem = "shutting down"
         notify("STOPPING=1")
         backend.stop_heartbeat()
@@ -440,4 +457,5 @@ class Agent:
                 event_log.write(self._observer.event(record))
         backend.forget()
         note_detached()
-        log.warning("detached: this node no longer enforces a module policy")
+        keep = self._settings.config.on_exit is OnExit.KEEP
+        log.warning("%s", self._readiness.leave(backend.backend, keep=keep))

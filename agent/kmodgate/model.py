@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 
+from .workload import Pod, Workload
+
 
 class Policy(StrEnum):
     """``linuxNodeConfig.kernelModuleLoading.policy``, in GKE's own words."""
@@ -321,15 +323,6 @@ class Decision:
     errno: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Pod:
-    """The pod that a load came from. The UID is the only part that is always known."""
-
-    uid: str
-    namespace: str | None = None
-    name: str | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadEvent:
     """One load from the first hook to the end of the system call, ready to be told.
@@ -367,9 +360,12 @@ class LoadEvent:
         comm: the thread's name, which the thread chooses itself.
         exe: target of ``/proc/PID/exe``.
         uid: real user id in the initial user namespace.
+        workload: the sort of process.
         container_id: of the container runtime.
         pod: the pod.
+        kernel_request: what the kernel asked ``modprobe`` for (``"fs-xfs"``, ``"net-pf-16"``).
         node: Kubernetes name of the node.
+        pool: name of the node pool whose policy decided.
         hold_ns: nanoseconds waited for the agent.
         decision_ns: nanoseconds spent deciding, the wait included.
     """
@@ -402,9 +398,12 @@ class LoadEvent:
     comm: str | None = None
     exe: str | None = None
     uid: int | None = None
+    workload: Workload | None = None
     container_id: str | None = None
     pod: Pod | None = None
+    kernel_request: str | None = None
     node: str | None = None
+    pool: str | None = None
     hold_ns: int = 0
     decision_ns: int = 0
 

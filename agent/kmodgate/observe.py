@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from .attribution import UNKNOWN, Attribution, Attributor, is_same_process
 from .hooks import abi
 from .model import (
     Api,
@@ -31,7 +32,6 @@ from .model import (
 
 _GENERATIONS: Final = 64
 _ASKERS: Final = 1024
-_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 _STATUS: Final = {
     Verification.TRUSTED: SignatureStatus.TRUSTED_SIGNATURE,
@@ -77,6 +77,7 @@ class Observer:
         report_for: what verification found for a digest.
         node: Kubernetes name of the node, or None.
         proc: where procfs is mounted.
+        attributor: finds the pod or container; None for one that knows no pods by name.
     """
 
     def __init__(
@@ -85,22 +86,25 @@ class Observer:
         *,
         node: str | None = None,
         proc: Path = Path("/proc"),
+        attributor: Attributor | None = None,
     ) -> None:
         self._report_for = report_for
         self._node = node
         self._proc = proc
-        self._policies: OrderedDict[int, EffectivePolicy] = OrderedDict()
-        self._executables: OrderedDict[int, str | None] = OrderedDict()
+        self._attributor = attributor or Attributor(proc)
+        self._policies: OrderedDict[int, tuple[EffectivePolicy, str | None]] = OrderedDict()
+        self._askers: OrderedDict[int, tuple[str | None, Attribution]] = OrderedDict()
 
     def asked(self, question: int, tgid: int, tid: int, start_time: int) -> None:
-        """Note the executable of a loader while it waits: a refused one is gone at once."""
-        self._executables[question] = self._executable(tgid, tid, start_time)
-        while len(self._executables) > _ASKERS:
-            self._executables.popitem(last=False)
+        """Note who a loader is while it waits: a refused one is gone at once."""
+        executable = self._executable(tgid, tid, start_time)
+        self._askers[question] = (executable, self._attributor.of(tgid, tid, start_time))
+        while len(self._askers) > _ASKERS:
+            self._askers.popitem(last=False)
 
-    def policy_changed(self, generation: int, policy: EffectivePolicy) -> None:
-        """Note which policy a generation of the table stands for."""
-        self._policies[generation & 0xFFFFFFFF] = policy
+    def policy_changed(self, generation: int, policy: EffectivePolicy, pool: str | None = None) -> None:
+        """Note which policy, of which node pool, a generation of the table stands for."""
+        self._policies[generation & 0xFFFFFFFF] = (policy, pool)
         while len(self._policies) > _GENERATIONS:
             self._policies.popitem(last=False)
 
@@ -114,8 +118,11 @@ class Observer:
         # keyrings, the bytes of a compressed file as they lie), it only names the signer.
         told = verification is Verification.NOT_YET
         decisive = found if found is not None and (told or found.status is status) else None
-        policy = self._policies.get(record.generation) or next(reversed(self._policies.values()))
-        has_file = record.api == Api.FINIT_MODULE
+        policy, pool = self._policies.get(record.generation) or next(reversed(self._policies.values()))
+        exe, who = self._asker(record)
+        known = record.origin != abi.UNKNOWN  # where a rung only watches, the file may be gone
+        has_file = record.api == Api.FINIT_MODULE and known
+        called = record.tgid != 0  # and so may the caller
         module = os.fsdecode(abi.text(record.module)) or (
             found.module.name if found is not None and found.module is not None else None
         )
@@ -127,44 +134,55 @@ class Observer:
             mode=policy.mode,
             policy=policy.policy,
             api=Api(record.api),
-            origin=Origin(record.origin),
+            origin=Origin(record.origin) if known else None,
             errno=record.error,
             result=record.result,
             path=os.fsdecode(abi.text(record.path)) if record.path_length else None,
             path_truncated=has_file and not record.path_length,
-            file_system=os.fsdecode(abi.text(record.fstype)) if has_file else None,
+            file_system=(os.fsdecode(abi.text(record.fstype)) or None) if has_file else None,
             device=(record.device >> 20, record.device & 0xFFFFF) if has_file else None,
-            inode=record.inode if has_file else None,
-            size=record.size,
+            inode=(record.inode or None) if has_file else None,
+            size=record.size if known else None,
             sha256=_sha256(digest, decisive),
             module=module,
             signer=found.signer if found else None,
             trusted_by=decisive.trusted_by if decisive else _kernel(verification),
             signature_status=decisive.status if decisive else status,
             signature_detail=decisive.detail if decisive else _DETAIL.get(verification),
-            pid=record.tgid,
+            pid=record.tgid if called else None,
             tid=record.tid,
-            ppid=record.parent,
-            comm=os.fsdecode(abi.text(record.comm)),
-            exe=self._executables.pop(record.question, None)
-            or self._executable(record.tgid, record.tid, record.start_time),
-            uid=record.uid,
+            ppid=record.parent if called else None,
+            comm=os.fsdecode(abi.text(record.comm)) if called else None,
+            exe=self._executables.pop(record.question, None) or exe,
+            uid=record.uid if called else None,
+            workload=who.workload,
+            container_id=who.container_id,
+            pod=who.pod,
+            kernel_request=who.kernel_request,
             node=self._node,
+            pool=pool,
             hold_ns=record.hold,
             decision_ns=record.decision_time,
         )
 
+    def _asker(self, record: abi.Event) -> tuple[str | None, Attribution]:
+        """Executable and workload, as noted when the question came, or as they can be seen now."""
+        exe, who = self._askers.pop(record.question, (None, UNKNOWN))
+        if exe is None:
+            exe = self._executable(record.tgid, record.tid, record.start_time)
+        if who == UNKNOWN or (who.pod is not None and who.pod.name is None):
+            process = (record.tgid, record.tid, record.start_time)
+            now = self._attributor.of(*process, parent=record.parent, cgroup=record.cgroup)
+            who = who if now == UNKNOWN else now
+        return exe, who
+
     def _executable(self, tgid: int, tid: int, start_time: int) -> str | None:
         """The process's executable, while it is still the same process."""
-        directory = self._proc / str(tgid)
         try:
-            target = str((directory / "exe").readlink())
-            # Field 22, counted behind the name, which may hold anything (proc(5)).
-            fields = (directory / f"task/{tid}/stat").read_bytes().rpartition(b")")[2].split()
-            started = int(fields[19])
-        except (OSError, ValueError, IndexError):
+            target = str((self._proc / str(tgid) / "exe").readlink())
+        except OSError:
             return None
-        return target if started == start_time // _TICK_NS else None
+        return target if is_same_process(self._proc, tgid, tid, start_time) else None
 
 
 def _sha256(digest: bytes | None, found: SignatureReport | None) -> str | None:

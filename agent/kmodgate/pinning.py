@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from .errors import KmodgateError, NodeError
 from .hooks.abi import PINS
-from .hooks.bpf import BpfBackend
+from .hooks.rung import PinTable, RungBackend
 from .hooks.superblocks import Superblock
 from .node import NodeFacts, NodePaths
 from .node.devicemapper import is_mapped, live_table
@@ -48,21 +48,6 @@ _STALLED: Final = 30.0  # seconds after which a look counts as hung
 
 Device = tuple[int, int]
 Tables = Callable[[NodePaths, int, int], tuple[TargetLine, ...]]
-
-
-class PinTable(Protocol):
-    """``hooks.superblocks.Superblocks``."""
-
-    def identify(self, fd: int) -> Superblock: ...  # noqa: D102  # see there
-
-    @property
-    def root(self) -> Superblock | None: ...  # noqa: D102
-
-    def pin(self, superblock: Superblock) -> None: ...  # noqa: D102
-
-    def unpin(self, superblock: Superblock) -> None: ...  # noqa: D102
-
-    def is_pinned(self, superblock: Superblock) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +302,7 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
 
 
-def pin_root(backend: BpfBackend, facts: NodeFacts, paths: NodePaths) -> None:
+def pin_root(backend: RungBackend, facts: NodeFacts, paths: NodePaths) -> None:
     """Have the programs take the root of process 1 for the pinned root.
 
     Raises:

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import time
 from typing import Final
 
 from .errors import KmodgateError
-from .hooks.bpf import BpfBackend
-from .model import EffectivePolicy, Mode, Policy
+from .hooks.bpf import ProbeResult
+from .hooks.rung import RungBackend
+from .hooks.switches import KernelSwitches
+from .model import Backend, EffectivePolicy, Mode, Policy
 from .node import NodePaths, read_strictness
-from .selfprobe import probe_problem
+from .rungs import ONLY_WATCHES, Terms
+from .selfprobe import kernel_enforces, probe_problem, watch_problem
 from .telemetry.status import AgentStatus
 
 log = logging.getLogger(__name__)
@@ -27,14 +32,21 @@ class Readiness:
 
     Attributes:
         problem: why the agent is not ready; None when it is.
+        since: Unix time since which probes have found it so; None before the first one.
         strictness: what the kernel refuses by itself.
+        terms: on which the agent stands on its rung.
+        failures: probes in a row that found something wrong.
     """
 
     def __init__(self, status: AgentStatus, paths: NodePaths) -> None:
         self.problem: str | None = _STARTING
+        self.since: float | None = None
         self._status = status
         self._paths = paths
         self.strictness = read_strictness(paths)
+        self.terms = Terms()
+        self.failures = 0
+        self._switches = KernelSwitches(paths)
 
     def strictness_changed(self) -> bool:
         """Look again at what the kernel refuses by itself, and say when it is not as it was."""
@@ -45,10 +57,20 @@ class Readiness:
         self.strictness = strictness
         return True
 
-    def probe(self, backend: BpfBackend, policy: EffectivePolicy) -> None:
-        """See whether enforcement works, and be ready only if it does."""
+    def probe(self, backend: RungBackend, policy: EffectivePolicy) -> None:
+        """See whether enforcement works, and be ready only if it does.
+
+        A rung that only watches is ready where it sees, and the kernel enforces or need not.
+        """
+        enforces = True
         try:
-            problem = probe_problem(policy, backend.probe(), kernel_refuses=self.strictness.refuses)
+            if backend.backend in ONLY_WATCHES:
+                unset = self._switches.apply(policy) if self.terms.by_kernel else ()
+                probe = backend.probe()
+                enforces = self.terms.by_kernel and not unset and kernel_enforces(policy, probe)
+                problem = watch_problem(probe) or self._unenforced(policy, probe, unset, enforces=enforces)
+            else:
+                problem = probe_problem(policy, backend.probe(), kernel_refuses=self.strictness.refuses)
         except KmodgateError as error:
             problem = str(error)
         needs_root = policy.pinned_root_exempt if policy.policy is Policy.ENFORCE else policy.load_pin
@@ -59,5 +81,30 @@ class Readiness:
                 log.critical("not enforcing: %s", problem)
             elif self.problem != _STARTING:
                 log.warning("enforcing again")
+        if self.since is None or (problem is None) != (self.problem is None):
+            self.since = time.time()
         self.problem = problem
-        self._status.set_enforcing(problem is None and policy.mode is Mode.ENFORCE)
+        self.failures = 0 if problem is None else self.failures + 1
+        self._status.set_enforcing(problem is None and enforces and policy.mode is Mode.ENFORCE)
+
+    def _unenforced(
+        self, policy: EffectivePolicy, probe: ProbeResult, unset: tuple[str, ...], *, enforces: bool
+    ) -> str | None:
+        """Why a policy that is to be enforced is not; None where that is put up with."""
+        if enforces or policy.mode is not Mode.ENFORCE or self.terms.may_observe:
+            return None
+        why = "; ".join(unset) or f"the self-probe was answered {errno.errorcode.get(probe.errno, '0')}"
+        return (
+            f"nothing refuses what {policy.policy} refuses: {why}; write cannotEnforce: observe to be "
+            "told of such loads only"
+        )
+
+    def leave(self, backend: Backend, *, keep: bool) -> str:
+        """What is left in force on this node, in a sentence, after what can be undone was undone."""
+        if backend not in ONLY_WATCHES:
+            return "detached: this node no longer enforces a module policy"
+        if not keep:
+            left = self._switches.restore()
+        else:
+            left = "".join(f"{name} stays 1; " for name in self._switches.set_here).removesuffix("; ")
+        return f"nobody watches this node any more; {left or 'no switch of the kernel was set'}"

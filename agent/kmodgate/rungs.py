@@ -8,8 +8,26 @@ node itself prevents on every rung is said by ``node.limits``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from .model import Backend, EffectivePolicy, Policy
+from .model import Backend, EffectivePolicy, Mode, Policy
+
+ONLY_WATCHES = frozenset({Backend.TRACEFS})
+"""Rungs that refuse nothing: what the kernel refuses by itself is all that is enforced on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms an agent stands on its rung.
+
+    Attributes:
+        by_kernel: the kernel's own switches are to be set: they refuse what the policy refuses.
+        may_observe: the config puts up with loads that are told and not refused.
+    """
+
+    by_kernel: bool = False
+    may_observe: bool = False
+
 
 NO_DIGEST = frozenset({Backend.BPF_LSM_BASIC})
 """Rungs whose programs cannot tell the digest of what is loaded, nor wait for the agent."""
@@ -23,6 +41,8 @@ def refusals(backend: Backend, policy: EffectivePolicy, *, configured_certificat
         policy: what is to be enforced on it.
         configured_certificates: the config names certificates of its own.
     """
+    if backend in ONLY_WATCHES:
+        return tuple(_by_the_kernel(backend, policy, configured_certificates=configured_certificates))
     if backend not in NO_DIGEST:
         return ()
     return tuple(_without_digest(backend, policy, configured_certificates=configured_certificates))
@@ -45,3 +65,22 @@ def _without_digest(
         yield (
             f"{why}, so nothing can be revoked; remove trust.revoked and trust.revokedCertificates, {remedy}"
         )
+
+
+def _by_the_kernel(
+    backend: Backend, policy: EffectivePolicy, *, configured_certificates: bool
+) -> Iterator[str]:
+    """What ``module.sig_enforce`` and the kernel's own LoadPin cannot do."""
+    if policy.mode is not Mode.ENFORCE:
+        return
+    why = f"backend {backend} leaves it to the kernel to refuse"
+    remedy = "write cannotEnforce: observe to be told of such loads only, or use a node with a better backend"
+    if policy.policy is Policy.ENFORCE:
+        if configured_certificates:
+            yield f"{why}, which asks its own keyrings, so trust.certificates cannot admit anything; {remedy}"
+        if not policy.kernel_keyrings:
+            yield f"{why}, which trusts its own keyrings, whatever trust.kernelKeyrings says; {remedy}"
+        if policy.pinned_root_exempt:
+            yield f"{why}, which exempts no file system, so pinnedRootExempt admits nothing; {remedy}"
+    if policy.revocations:
+        yield f"{why}, which knows nothing of trust.revoked and trust.revokedCertificates; {remedy}"

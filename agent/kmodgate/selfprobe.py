@@ -44,3 +44,27 @@ def probe_problem(policy: EffectivePolicy, probe: ProbeResult, *, kernel_refuses
     if not probe.ended:
         return "the end of the self-probe's system call was not seen: loads would not be counted"
     return None
+
+
+def watch_problem(probe: ProbeResult) -> str | None:
+    """What a self-probe says against a rung that only watches, or None."""
+    if not probe.first_hook:
+        return (
+            "the trace instance did not tell the self-probe; is this the host's PID namespace, and does the "
+            "instance still record?"
+        )
+    if not probe.ended:
+        return "the trace instance did not tell the end of the self-probe"
+    return None
+
+
+def kernel_enforces(policy: EffectivePolicy, probe: ProbeResult) -> bool:
+    """Whether the kernel by itself refused the self-probe where this policy does.
+
+    A kernel that refuses more than the policy asks for does enforce it.
+    """
+    expected = evaluate(policy, LoadFacts(*_PROBE, Verification.UNSIGNED))
+    if expected.verdict is not Verdict.DENY:
+        return True
+    # LoadPin and lockdown answer EPERM before or instead of sig_enforce.
+    return probe.errno in {expected.errno, errno.EPERM}

@@ -10,21 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from . import __version__
 from . import config as node_config
-from .config import BackendChoice, KernelProfileChoice, NodeConfig, to_effective_policy
+from .config import BackendChoice, CannotEnforce, KernelProfileChoice, NodeConfig, to_effective_policy
 from .errors import KmodgateError, NodeError
 from .fsutil import read_regular_file
 from .model import Backend, EffectivePolicy, Policy
 from .node import NodeFacts, NodePaths, Severity, limits
 from .node.verity import parse_trusted_digests
-from .rungs import refusals
+from .rungs import ONLY_WATCHES, Terms, refusals
 from .running import running_profile
 from .signature import LATEST, PROFILES, KernelProfile, TrustStore
 from .truststore import TrustFiles, read_trust
@@ -62,6 +63,18 @@ class Settings:
         return int.from_bytes(digest.digest()[:8], "little")
 
 
+def next_validity_change(settings: Settings, now: float) -> float:
+    """Unix time at which a certificate's validity begins or ends next; infinity where none matters."""
+    if not settings.config.trust.require_validity:
+        return math.inf
+    moments = (
+        moment.timestamp()
+        for anchor in settings.trust.anchors
+        for moment in (anchor.not_before, anchor.not_after)
+    )
+    return min((moment for moment in moments if moment > now), default=math.inf)
+
+
 def files_named(path: Path) -> list[Path]:
     """Certificates, revocations and digests that a config names, usable or not; none if it does not parse."""
     try:
@@ -70,30 +83,45 @@ def files_named(path: Path) -> list[Path]:
         return []
 
 
+def summary(settings: Settings) -> str:
+    """The settings in a few words, for the log."""
+    policy = settings.policy
+    load_pin = "on" if policy.load_pin else "off"
+    return (
+        f"{policy.policy}, mode {policy.mode}, LoadPin {load_pin}, "
+        f"{len(settings.trust)} configured certificate(s)"
+    )
+
+
 def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> None:
     """Node pools without labels to pick one by. Raises NodeError."""
     if config.node_pools and labels is None:
         raise NodeError(
-            f"{config.source}: nodePools need the node's labels, which this version does not look up; "
-            "name them with --node-label KEY=VALUE"
+            f"{config.source}: nodePools need the node's labels, which only a pod with NODE_NAME and a "
+            "service account can look up; name them with --node-label KEY=VALUE"
         )
 
 
 def refuse_unimplemented(config: NodeConfig) -> None:
     """What the config of one node may ask for and this version does not do. Raises NodeError."""
-    if config.backend in {BackendChoice.BCC, BackendChoice.TRACEFS}:
+    if config.backend is BackendChoice.BCC:
         raise NodeError(
             f"{config.origin('backend')}: backend {config.backend} is not in this version; write "
-            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET} or {BackendChoice.BPF_LSM_BASIC}, or "
-            "leave it out"
+            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET}, {BackendChoice.BPF_LSM_BASIC} or "
+            f"{BackendChoice.TRACEFS}, or leave it out"
         )
 
 
-def refuse_on_rung(settings: Settings, backend: Backend) -> None:
+def refuse_on_rung(settings: Settings, backend: Backend) -> Terms:
     """What the config asks for and this rung of the ladder cannot enforce. Raises NodeError."""
     problems = refusals(backend, settings.policy, configured_certificates=bool(settings.trust))
-    if problems:
+    watches = backend in ONLY_WATCHES
+    observe = watches and settings.config.cannot_enforce is CannotEnforce.OBSERVE
+    if problems and not observe:
         raise NodeError(f"this node cannot enforce {settings.policy.policy}: " + "; ".join(problems))
+    for problem in problems:
+        log.warning("not enforced, only observed: %s", problem)
+    return Terms(by_kernel=watches and not problems, may_observe=observe)
 
 
 def profile_of_config(config: NodeConfig, paths: NodePaths | None = None) -> KernelProfile:
@@ -108,7 +136,7 @@ def read_settings(
     path: Path,
     flag: Policy | None,
     facts: NodeFacts,
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | Callable[[], Mapping[str, str] | None] | None = None,
     paths: NodePaths | None = None,
 ) -> Settings:
     """Read everything that the config names and check that this node can do it.
@@ -117,7 +145,8 @@ def read_settings(
         path: the node config.
         flag: the policy that a command line flag demands, or None.
         facts: what the node can do.
-        labels: the node's labels, which pick its node pool; None when nobody told them.
+        labels: the node's labels, which pick its node pool; None when nobody told them. A function
+            is called only if there are node pools.
         paths: where the running kernel is looked at.
 
     Raises:
@@ -126,6 +155,8 @@ def read_settings(
     config = node_config.load(path)
     if flag is not None:
         config = config.with_policy(flag)
+    if callable(labels):
+        labels = labels() if config.node_pools else None
     refuse_unlabelled(config, labels)
     config = node_config.resolve(config, labels or {})
     refuse_unimplemented(config)

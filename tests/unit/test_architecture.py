@@ -14,6 +14,7 @@ PACKAGE = ROOT / "agent/kmodgate"
 
 # A part may import parts of a lower number, and itself.
 LAYERS = {
+    "workload": -1,
     "model": 0,
     "errors": 1,
     "fsutil": 2,
@@ -33,18 +34,26 @@ LAYERS = {
     "kube": 4,
     "telemetry": 4,
     "answers": 5,
+    "attribution": 5,
     "safeguard": 5,
     "scan": 5,
     "notify": 5,
-    "observe": 5,
+    "observe": 6,
+    "cluster": 7,
     "pinning": 5,
     "readiness": 6,
     "selfprobe": 5,
     "settings": 5,
+    "webaccess": 5,
+    "standing": 6,
     "doctor": 6,
+    "fleet": 6,
     "inventory": 6,
     "preverify": 6,
     "loop": 2,
+    "local": 5,
+    "outlets": 6,
+    "report": 7,
     "lookout": 7,
     "agent": 8,
     "cli": 9,
@@ -54,6 +63,7 @@ LAYERS = {
 PURE = ("policy", "signature", "modfile", "inspection", "whatif")
 FORBIDDEN_WHERE_PURE = {"os", "time", "logging", "pathlib", "socket", "subprocess"}
 ONLY_IN = {
+    "bcrypt": ("telemetry",),
     "cryptography": ("signature",),
     "elftools": ("modfile",),
     "prometheus_client": ("telemetry",),

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kmodgate.model import Backend, EffectivePolicy, Mode, Policy
-from kmodgate.rungs import NO_DIGEST, refusals
+from kmodgate.rungs import NO_DIGEST, ONLY_WATCHES, refusals
 
 
 def policy(word: Policy = Policy.ENFORCE, **more: Any) -> EffectivePolicy:
@@ -45,5 +46,29 @@ def test_audit_asks_for_the_same() -> None:
 
 def test_other_rungs_refuse_nothing() -> None:
     asked = policy(kernel_keyrings=False, revocations=True)
-    for backend in set(Backend) - NO_DIGEST:
+    for backend in set(Backend) - NO_DIGEST - ONLY_WATCHES:
         assert refusals(backend, asked, configured_certificates=True) == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "certificates", "words"),
+    [
+        (policy(), False, ()),
+        (policy(), True, ("trust.certificates",)),
+        (policy(kernel_keyrings=False), False, ("trust.kernelKeyrings",)),
+        (policy(pinned_root_exempt=True), False, ("pinnedRootExempt",)),
+        (policy(revocations=True), False, ("trust.revoked",)),
+        (policy(Policy.UNSPECIFIED), True, ()),
+        (policy(Policy.UNSPECIFIED, revocations=True), False, ("trust.revoked",)),
+    ],
+)
+def test_what_a_kernel_alone_cannot_refuse(
+    asked: EffectivePolicy, certificates: bool, words: tuple[str, ...]
+) -> None:
+    found = refusals(Backend.TRACEFS, asked, configured_certificates=certificates)
+    assert len(found) == len(words)
+    for text, word in zip(found, words, strict=True):
+        assert word in text
+        assert "cannotEnforce: observe" in text
+    audit = replace(asked, mode=Mode.AUDIT)
+    assert refusals(Backend.TRACEFS, audit, configured_certificates=certificates) == ()

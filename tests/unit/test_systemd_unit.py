@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kmodgate.local.place import SOCKET
+
 UNIT = Path(__file__).parents[2] / "docs/examples/kmodgate.service"
 
 
@@ -63,3 +65,10 @@ def test_the_unit_waits_for_the_readiness_that_the_agent_tells() -> None:
     assert "systemd-modules-load.service" in before
     assert "DefaultDependencies=no" in lines
     assert not any(line.startswith(("ProtectKernelModules", "PrivateTmp")) for line in lines)
+
+
+def test_the_socket_has_a_directory_of_roots_alone() -> None:
+    """ProtectSystem=strict makes /run read-only but for this."""
+    lines = UNIT.read_text().splitlines()
+    assert {"RuntimeDirectory=kmodgate", "RuntimeDirectoryMode=0700"} <= set(lines)
+    assert str(SOCKET.parent) == "/run/kmodgate"

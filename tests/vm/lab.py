@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs inside the guest: load modules by hand, run the agent, read what it says.
 
-Used by the guest's tests and by the demo. Uses only the standard library and the system
-calls themselves, never kmodgate's own code: what it observes is what any loader observes.
+Used by the guest's tests and by the demo. Uses only the standard library, the system calls
+themselves and, for the events, jsonschema, never kmodgate's own code: what it observes is what
+any loader observes. Every line that an agent writes is checked against the schema of events.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.vm import kernels
+from tests.vm import kernels, schema
 
 MODULES = Path(os.environ.get("KMODGATE_TEST_MODULES", "/share/modules"))
 CERTS = Path(os.environ.get("KMODGATE_TEST_CERTS", "/share/certs"))
@@ -136,6 +137,7 @@ class Agent:
         self._out = directory / "events.jsonl"
         self._err = directory / "agent.log"
         self._seen = 0
+        self._checked = 0
         self._command = ["kmodgate", "run", "--config", str(self.config_path), *extra]
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -188,6 +190,9 @@ class Agent:
         # The last line may be half written.
         lines = self._out.read_text().rpartition("\n")[0].splitlines()
         records = [json.loads(line) for line in lines if line.strip()]
+        for record in records[self._checked :]:
+            self._checked += 1
+            schema.check(record)
         return [record for record in records if record["event"] == "module_load"]
 
     def mark(self) -> None:
@@ -229,6 +234,7 @@ def running(directory: Path, text: str, *, log_all: bool = True) -> Iterator[Age
         if agent.process is not None:
             agent.stop()
             subprocess.run(["kmodgate", "detach"], check=True, capture_output=True)
+            agent.events()  # the last ones are of the schema, too
 
 
 def get(path: str) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boots each kernel once, runs tests/vm/guest inside, then looks at what it brought back.
 
-KMODGATE_TEST_KERNEL names the Debian suites whose kernels boot, with blanks between them. The
-results stay in build/vm; ``python -m tests.vm.matrix`` makes one table of them.
+KMODGATE_TEST_KERNEL names the Debian suites whose kernels boot, with blanks between them.
+KMODGATE_TEST_GUEST is ``all`` for every file, or names one. The results stay in build/vm;
+``python -m tests.vm.matrix`` makes one table of them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ LONG = (
     "test_off_switches*",
     "test_survival*",
 )
-EVERYTHING = os.environ.get("KMODGATE_TEST_GUEST") == "all"
+CHOSEN = os.environ.get("KMODGATE_TEST_GUEST", "")
+STORM = "KMODGATE_STORM_ATTEMPTS"
 INSIDE = ["python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", GUEST]
 
 
@@ -65,10 +67,14 @@ def status(suite: str, share: Path) -> int:
     results = [matrix.RESULTS / f"{suite}.{end}" for end in ("xml", "json")]
     for path in results:
         path.unlink(missing_ok=True)
-    left_out = [] if EVERYTHING else [f"--ignore-glob={GUEST}/{pattern}" for pattern in LONG]
+    if CHOSEN.endswith(".py"):
+        what = ["-s", f"{GUEST}/{CHOSEN}", f"{GUEST}/test_the_end.py"]
+    else:
+        what = [GUEST, *(f"--ignore-glob={GUEST}/{pattern}" for pattern in LONG if CHOSEN != "all")]
+    settings = [f"{STORM}={os.environ[STORM]}"] if STORM in os.environ else []
     try:
         return run_in_guest(
-            [*INSIDE, "-rs", "--durations", "5", "--junit-xml", "/share/junit.xml", *left_out, GUEST],
+            ["env", *settings, *INSIDE, "-rs", "--durations", "5", "--junit-xml", "/share/junit.xml", *what],
             suite=suite,
             share=share,
             live=True,

@@ -23,6 +23,7 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SUITES = ("bullseye", "bookworm", "trixie", "sid")
 # The guest's user space and the module tools come from here, whatever kernel boots.
 BASE_SUITE = "bookworm"
+MACHINE = "amd64"
 _NO_SECURITY = frozenset({"sid"})
 
 
@@ -76,13 +77,15 @@ class Apt:
 
     Args:
         suite: a Debian code name.
+        machine: Debian's name of the processor that the packages are for.
     """
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, suite: str, machine: str = MACHINE) -> None:
         if suite not in SUITES:
             raise VmToolError(f"unknown suite {suite!r}; known: {', '.join(SUITES)}")
         self.suite = suite
-        self.folder = cache.root() / "apt" / suite
+        self.machine = machine
+        self.folder = cache.root() / "apt" / (suite if machine == MACHINE else f"{suite}-{machine}")
         self._env = {"APT_CONFIG": str(self.folder / "apt.conf"), "LC_ALL": "C.UTF-8"}
 
     def update(self) -> None:
@@ -100,8 +103,8 @@ class Apt:
             "Dir::State::status": folder / "status",
             "Dir::Cache": folder / "cache",
             "APT::Sandbox::User": "root",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": self.machine,
+            "APT::Architectures": self.machine,
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
@@ -138,7 +141,8 @@ class Apt:
         safe = package.version.replace(":", "%3a")
 
         def present() -> Path | None:
-            return next(iter(folder.glob(f"{package.name}_{safe}_*.deb")), None)
+            files = (folder / f"{package.name}_{safe}_{end}.deb" for end in (self.machine, "all"))
+            return next((path for path in files if path.exists()), None)
 
         found = present()
         if found is None:

@@ -28,8 +28,22 @@ def carried_settings(dump: str) -> list[str]:
     return found
 
 
-def make(suite: str, packages: Sequence[str], target: Path) -> None:
+def make(
+    suite: str,
+    packages: Sequence[str],
+    target: Path,
+    *,
+    variant: str = "minbase",
+    machine: str = apt.MACHINE,
+) -> None:
     """Debian's minbase of ``suite`` plus ``packages``: a tarball if ``target`` ends in .tar, else a folder.
+
+    Args:
+        suite: a Debian code name.
+        packages: beyond what the variant has.
+        target: where it goes.
+        variant: of mmdebstrap; ``extract`` unpacks the packages and runs nothing of them.
+        machine: Debian's name of the processor.
 
     Raises:
         VmToolError: not root, or a package or the mirror is not to be had.
@@ -43,7 +57,8 @@ def make(suite: str, packages: Sequence[str], target: Path) -> None:
     try:
         run(
             [
-                *("mmdebstrap", "--variant=minbase", "--mode=root", f"--format={kind}"),
+                *("mmdebstrap", f"--variant={variant}", "--mode=root", f"--format={kind}"),
+                f"--architectures={machine}",
                 f"--include={','.join(packages)}",
                 *(f"--aptopt={setting}" for setting in settings),
                 *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),

@@ -47,7 +47,7 @@ class Kernel:
         return self.folder / "tree" / "lib" / "modules" / self.release
 
 
-def _find_image(unpacked: Path, release: str) -> Path:
+def find_image(unpacked: Path, release: str) -> Path:
     """The kernel image, wherever the suite's packages put it."""
     places = (
         f"boot/vmlinuz-{release}",
@@ -71,7 +71,7 @@ def get(resolved: apt.Resolved) -> Kernel:
             source.unpack(package, unpacked)
         target.mkdir()
         kernel = Kernel(target, resolved.release)
-        shutil.copyfile(_find_image(unpacked, resolved.release), kernel.vmlinuz)
+        shutil.copyfile(find_image(unpacked, resolved.release), kernel.vmlinuz)
         kernel.vmlinux.write_bytes(vmlinux.extract(kernel.vmlinuz.read_bytes()))
         kernel.modules.parent.mkdir(parents=True)
         for library in (unpacked / "lib/modules", unpacked / "usr/lib/modules"):

@@ -66,17 +66,26 @@ def modules_of_small() -> Modules:
     )
 
 
+def without_signature(module: bytes) -> bytes:
+    """A signed module's bytes as they were before it was signed.
+
+    Raises:
+        VmToolError: it carries no signature.
+    """
+    end = len(module) - len(testmodules.MARKER)
+    if not module.endswith(testmodules.MARKER):
+        raise VmToolError("Debian's module is not signed")
+    # struct module_signature: 12 bytes, the last four the length of the signature.
+    length = int.from_bytes(module[end - 4 : end], "big")
+    return module[: end - 12 - length]
+
+
 def modules_of_debian(suite: str) -> Modules:
     """An in-tree module of Debian's kernel: its keyrings trust it."""
     its_kernel = kernel.get(apt.resolve(suite, DKMS_PACKAGES))
     (path,) = its_kernel.modules.rglob("dummy.ko*")
     good = initramfs.plain(path)
-    end = len(good) - len(testmodules.MARKER)
-    if not good.endswith(testmodules.MARKER):
-        raise VmToolError(f"{path} is not signed")
-    # struct module_signature: 12 bytes, the last four the length of the signature.
-    length = int.from_bytes(good[end - 4 : end], "big")
-    return Modules("dummy", good, good[: end - 12 - length])
+    return Modules("dummy", good, without_signature(good))
 
 
 def _ext4(

@@ -36,16 +36,16 @@ GUEST_PACKAGES = (
     "zstd",
 )
 # For tests that run inside the guest; kmodgate's own come from pyproject.toml.
-TEST_REQUIREMENTS = ("pytest>=8.2", "pytest-timeout>=2.3")
+TEST_REQUIREMENTS = ("jsonschema>=4.21", "pytest>=8.2", "pytest-timeout>=2.3")
 PYTHON = (3, 11)  # of the base suite: wheels and byte code are made for it
 SITE = "usr/local/lib/python3.11/dist-packages"
 GUEST_INIT = IMAGES / "guest" / "init"
-_PIP_ENV = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+PIP_ENV = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 _HEADROOM = 512 << 20  # bytes free on the root disk
 
 
 def requirements() -> tuple[str, ...]:
-    """What pip installs for the guest: kmodgate's run-time dependencies and pytest."""
+    """What pip installs for the guest: kmodgate's run-time dependencies, pytest and jsonschema."""
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     return (*project["dependencies"], *TEST_REQUIREMENTS)
 
@@ -75,7 +75,7 @@ def base(*, refresh: bool = False) -> Path:
     return cache.entry(f"base-{key}.tar", build)
 
 
-def _python_for_guest() -> str:
+def python_for_guest() -> str:
     """A host Python of the guest's version, for wheels and byte code.
 
     Raises:
@@ -90,17 +90,21 @@ def _python_for_guest() -> str:
     return path
 
 
+def dependencies(*, refresh: bool = False) -> list[str]:
+    """``name==version`` of what the guest's Python needs."""
+    return _versions(requirements(), refresh=refresh)
+
+
 def wheels(*, refresh: bool = False) -> Path:
     """The folder of installed Python dependencies, byte-compiled."""
-    wanted = requirements()
-    versions = _versions(wanted, refresh=refresh)
+    versions = dependencies(refresh=refresh)
 
     def build(target: Path) -> None:
         say("installing kmodgate's Python dependencies for the guest")
-        python = _python_for_guest()
+        python = python_for_guest()
         run(
             [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--no-compile",
-             "--no-deps", "--target", target, *versions], env=_PIP_ENV
+             "--no-deps", "--target", target, *versions], env=PIP_ENV
         )  # fmt: skip
         shutil.rmtree(target / "bin", ignore_errors=True)
         # unchecked-hash: under emulation each stat() saved counts, and nothing edits these files.
@@ -118,8 +122,8 @@ def _versions(wanted: tuple[str, ...], *, refresh: bool) -> list[str]:
     if refresh or not path.exists():
         with cache.locked("resolve-wheels"):
             report = run(
-                [_python_for_guest(), "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--dry-run",
-                 "--ignore-installed", "--report", "-", *wanted], env=_PIP_ENV
+                [python_for_guest(), "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--dry-run",
+                 "--ignore-installed", "--report", "-", *wanted], env=PIP_ENV
             )  # fmt: skip
             found = (item["metadata"] for item in json.loads(report)["install"])
             versions = sorted(f"{data['name']}=={data['version']}" for data in found)
@@ -164,7 +168,7 @@ def get(kernel: Kernel, *, refresh: bool = False) -> Path:
         # Debian compiles its library when python3 is configured; what it left out is compiled here.
         run(
             [
-                _python_for_guest(),
+                python_for_guest(),
                 "-m",
                 "compileall",
                 "-q",

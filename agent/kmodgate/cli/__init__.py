@@ -29,6 +29,8 @@ from kmodgate.errors import KmodgateError
 # so that `kmodgate --help` need not import every command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run the node agent: enforce the policy, serve metrics, log decisions."),
+    "status": ("status", "Say what the node's agent does: policy, counts, last refusals."),
+    "events": ("events", "Print the agent's last events, and follow those to come."),
     "verify": ("verify", "Verify the signatures of module files. Needs no root and no kernel."),
     "scan": ("scan", "Say which modules ENFORCE would refuse: loaded ones, and those on disk."),
     "explain": ("explain", "Explain the verdict that a policy gives one module file."),
@@ -36,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "unlock": ("unlock", "Lift the guard of a hardened agent with the one-time token."),
     "completion": ("completion", "Print the script for shell completion: bash, zsh or fish."),
     "describe": ("describe", "Print the node's policy in the shape of the GKE API."),
+    "fleet": ("fleet", "Say of each node pool whether ENFORCE can be switched on: the go/no-go page."),
     "trust": ("trust", "List a node's trust anchors, or take a kernel's out of its image."),
     "detach": ("detach", "Remove pinned enforcement from this node."),
     "sign": ("sign", "Append signatures to module files, as the kernel's sign-file does."),

@@ -7,6 +7,7 @@ It reads the config and nothing else: no root, no kernel, no running agent.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import click
 import yaml
 
 from kmodgate.cli.options import examples, parse_labels
-from kmodgate.config import NodeConfig, load, load_pin, resolve
+from kmodgate.config import EventSinks, NodeConfig, load, load_pin, resolve
 from kmodgate.config.values import DEFAULT, LoadPinSetting
 from kmodgate.model import Policy
 
@@ -28,6 +29,10 @@ from kmodgate.model import Policy
             "The policy in force, and the line that each value comes from.",
         ),
         ("kmodgate describe --config node.yaml --node-label pool=gpu", "… on the nodes of a pool."),
+        (
+            'kubectl exec POD -- kmodgate describe --config /etc/kmodgate/config.yaml --node "$NODE"',
+            "… on a node of the cluster, by its labels there.",
+        ),
     ),
 )
 @click.option(
@@ -47,6 +52,11 @@ from kmodgate.model import Policy
     help="A label of the node, to pick its node pool. May be repeated.",
 )
 @click.option(
+    "--node",
+    metavar="NAME",
+    help="Take the labels of this node from the API server; in a pod with NODE_NAME its own node's.",
+)
+@click.option(
     "--enable-kernel-module-signature-enforcement/--no-enable-kernel-module-signature-enforcement",
     "enforce",
     default=None,
@@ -59,7 +69,7 @@ from kmodgate.model import Policy
     show_default=True,
     help="text is YAML, as gcloud prints it.",
 )
-def command(path: Path, labels: dict[str, str], enforce: bool | None, output: str) -> int:
+def command(path: Path, labels: dict[str, str], node: str | None, enforce: bool | None, output: str) -> int:
     """Print the node's policy in the shape of the GKE API.
 
     Under `kmodgate:` stand the settings in force, and where each came from: a line of the
@@ -68,7 +78,16 @@ def command(path: Path, labels: dict[str, str], enforce: bool | None, output: st
     config = load(path)
     if enforce is not None:
         config = config.with_policy(Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE)
-    document = describe(resolve(config, labels))
+    where = "--node-label"
+    if node is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        node = os.environ.get("NODE_NAME")
+    if node is not None and not labels and config.node_pools:
+        from kmodgate.gap import STATE
+        from kmodgate.kube.nodelabels import look_up_labels
+
+        found, where = look_up_labels(node, STATE)
+        labels = dict(found)
+    document = describe(resolve(config, labels), where)
     if output == "json":
         click.echo(json.dumps(document, indent=2))
     else:
@@ -76,8 +95,13 @@ def command(path: Path, labels: dict[str, str], enforce: bool | None, output: st
     return 0
 
 
-def describe(config: NodeConfig) -> dict[str, Any]:
-    """A config that ``resolve`` gave, as plain data in GKE's shape."""
+def describe(config: NodeConfig, labelled_by: str = "--node-label") -> dict[str, Any]:
+    """A config that ``resolve`` gave, as plain data in GKE's shape.
+
+    Args:
+        config: the config.
+        labelled_by: where the labels came from that picked its node pool.
+    """
     ours: dict[str, Any] = {
         "mode": config.mode.value,
         "failurePolicy": config.failure_policy.value,
@@ -104,12 +128,19 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         ),
         "listen": str(config.listen),
         "logging": {"level": config.log_level.value},
+        "eventSinks": _event_sinks(config.event_sinks),
         "backend": config.backend.value,
         "onExit": config.on_exit.value,
+        "kubernetes": {"events": config.kubernetes_events, "nodeCondition": config.kubernetes_condition},
+        "cannotEnforce": config.cannot_enforce.value,
     }
     if config.pool is not None:
         ours["nodePool"] = config.pool
     ours["sources"] = _sources(config)
+    chosen = next((pool for pool in config.node_pools if pool.name == config.pool), None)
+    if chosen is not None:
+        labels = ", ".join(f"{key}={value}" for key, value in chosen.match_labels)
+        ours["sources"]["nodePool"] = f"{config.source}:{chosen.line}, for {labels} ({labelled_by})"
     if config.warnings:
         ours["warnings"] = list(config.warnings)
     return {
@@ -121,6 +152,22 @@ def describe(config: NodeConfig) -> dict[str, Any]:
         },
         "kmodgate": ours,
     }
+
+
+def _event_sinks(sinks: EventSinks) -> dict[str, Any]:
+    """Those beside stdout; how to prove who we are is not shown, only where it stands."""
+    shown: dict[str, Any] = {}
+    if (file := sinks.file) is not None:
+        size = f"{file.max_size / (1 << 20):g}MiB"
+        shown["file"] = {"path": str(file.path), "maxSize": size, "maxFiles": file.max_files}
+    if (otlp := sinks.otlp) is not None:
+        shown["otlp"] = {
+            "endpoint": otlp.endpoint,
+            "caCertificate": None if otlp.ca_certificate is None else str(otlp.ca_certificate),
+            "bearerTokenFile": None if otlp.bearer_token_file is None else str(otlp.bearer_token_file),
+            "timeout": f"{otlp.timeout:g}s",
+        }
+    return shown
 
 
 _KEYS = (
@@ -144,6 +191,8 @@ _KEYS = (
     "listen",
     "logging.level",
     "backend",
+    "kubernetes.events",
+    "kubernetes.nodeCondition",
 )
 
 

@@ -32,9 +32,11 @@ def command(output: str) -> None:
     unjudged while it is away. This takes them out, with their counts: from then on the node enforces
     no module policy. Needs root. A running agent is not disturbed; end it first.
 
-    Exit codes: 0 nothing is attached any more, 3 an agent runs, or the pins cannot be removed.
+    Exit codes: 0 nothing is attached any more, 3 an agent runs, the pins cannot be removed, or somebody
+    else holds the programs.
     """
     from kmodgate.gap import note_detached
+    from kmodgate.hooks import leaving
     from kmodgate.hooks.guard import Guard
     from kmodgate.hooks.pins import Pins
 
@@ -47,7 +49,7 @@ def command(output: str) -> None:
             guard = Guard(pins.root)
             if guard.register_with_former(wait=0.0):
                 guard.remove_former()
-            programs = pins.remove_all()
+            programs = leaving.remove_all(pins)
         finally:
             pins.release()
         if programs:

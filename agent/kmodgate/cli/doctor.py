@@ -122,6 +122,8 @@ def as_json(diagnosis: Diagnosis, purpose: Purpose) -> dict[str, object]:
                 "offered": _OFFERED[rung.offered],
                 "implemented": rung.implemented,
                 "enforces": rung.enforces,
+                "unknown_fields": list(rung.unknown),
+                "fleeting_fields": list(rung.fleeting),
                 "problems": list(rung.problems),
                 "unseen": list(rung.unseen),
             }
@@ -172,5 +174,10 @@ def _print(diagnosis: Diagnosis, purpose: Purpose) -> None:
 
 def _why(rung: Rung) -> tuple[str, ...]:
     if rung.offered:
-        return (rung.enforces,)
+        fields: tuple[str, ...] = ()
+        if rung.unknown:
+            fields += (f"events never have {', '.join(rung.unknown)}",)
+        if rung.fleeting:
+            fields += (f"only while the caller is there: {', '.join(rung.fleeting)}",)
+        return (rung.enforces, *fields)
     return rung.problems or tuple(f"not seen: {text}" for text in rung.unseen)

@@ -51,7 +51,7 @@ def _seconds_since_start() -> float:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "bpf-lsm", "bpf-lsm-basic"]),
+    type=click.Choice(["auto", "bpf-lsm", "bpf-fmod-ret", "bpf-lsm-basic", "tracefs"]),
     help="Override the backend of the config. auto: the best one that this kernel offers.",
 )
 @click.option(
@@ -96,7 +96,8 @@ def command(  # noqa: PLR0917  # one parameter for each option
     agent, and enforcement goes on without it unless the config says `onExit: detach`.
 
     Needs root, libbpf1, and a kernel with BTF, best with `bpf` among its security modules:
-    `kmodgate doctor` says whether they are there.
+    `kmodgate doctor` says whether they are there. Without BTF it stands on tracefs, which
+    watches and leaves it to the kernel to refuse.
 
     Exit codes: 0 stopped by a signal, 2 bad config, 3 this node cannot enforce the policy.
     """

@@ -12,8 +12,10 @@ from .effective import apply_pool, resolve, to_effective_policy
 from .files import load
 from .parse import parse
 from .problems import ConfigProblems
+from .sinkvalues import EventSinks, FileSinkConfig, OtlpSinkConfig
 from .values import (
     BackendChoice,
+    CannotEnforce,
     KernelProfileChoice,
     ListenAddress,
     LoadPinSetting,
@@ -27,7 +29,10 @@ from .values import (
 
 __all__ = [
     "BackendChoice",
+    "CannotEnforce",
     "ConfigProblems",
+    "EventSinks",
+    "FileSinkConfig",
     "KernelProfileChoice",
     "ListenAddress",
     "LoadPinSetting",
@@ -35,6 +40,7 @@ __all__ = [
     "NodeConfig",
     "NodePool",
     "OnExit",
+    "OtlpSinkConfig",
     "TrustConfig",
     "apply_pool",
     "load",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from kmodgate.errors import ConfigError
 from kmodgate.model import CgroupMode, FailurePolicy, Mode, Policy
 
-from .values import NodeConfig, OnExit, load_pin
+from .values import CannotEnforce, NodeConfig, OnExit, load_pin
 
 
 def refuse(config: NodeConfig, *, where: str = "", fallback_line: int | None = None) -> None:
@@ -73,6 +73,11 @@ def warnings(config: NodeConfig) -> tuple[str, ...]:
         )
     if config.failure_policy is FailurePolicy.IGNORE:
         found.append("failurePolicy Ignore: while the agent is away, loads that need its answer are allowed")
+    if config.cannot_enforce is CannotEnforce.OBSERVE:
+        found.append(
+            "cannotEnforce observe: on a backend that only watches, loads that the policy refuses go through "
+            "unless the kernel itself refuses them"
+        )
     if config.on_exit is OnExit.DETACH:
         found.append("onExit detach: this node enforces nothing while the agent is away")
     if config.trust.require_validity:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from kmodgate.errors import ConfigError
 from kmodgate.model import CgroupMode, Policy
 
-from . import schema
+from . import schema, sinks
 from .effective import refuse_any
 from .problems import ConfigProblems, report
 from .tree import KeyPath, Tree, read
@@ -35,7 +35,16 @@ from .values import (
 
 _T = TypeVar("_T")
 # Keys of a section that are no values of the config.
-_NOT_VALUES = {"trust", "logging", "nodePools", "name", "nodeSelector", "matchLabels"}
+_NOT_VALUES = {
+    "trust",
+    "logging",
+    "eventSinks",
+    "kubernetes",
+    "nodePools",
+    "name",
+    "nodeSelector",
+    "matchLabels",
+}
 
 
 def parse(data: bytes, *, source: str, directory: Path = Path()) -> NodeConfig:
@@ -78,6 +87,9 @@ class _Builder:
         level = None if ours.logging is None else ours.logging.level
         if level is not None:
             self.origins["logging.level"] = self.place(("kmodgate", "logging", "level"))
+        kubernetes = ours.kubernetes or schema.Kubernetes()
+        for key in kubernetes.given:
+            self.origins[f"kubernetes.{key}"] = self.place(("kmodgate", "kubernetes", key))
         return NodeConfig(
             policy=_or(policy, base.policy),
             cgroup_mode=_or(cgroup_mode, base.cgroup_mode),
@@ -99,11 +111,16 @@ class _Builder:
             max_module_size=_or(ours.max_module_size, base.max_module_size),
             preverify=None if ours.preverify is None else tuple(ours.preverify),
             listen=_or(ours.listen, base.listen),
+            web_config=self.joined_one(ours.web_config),
             log_level=_or(level, base.log_level),
+            event_sinks=sinks.build(ours.event_sinks, self.directory),
             backend=_or(ours.backend, base.backend),
             on_exit=_or(ours.on_exit, base.on_exit),
+            cannot_enforce=_or(ours.cannot_enforce, base.cannot_enforce),
             hardened=_or(ours.hardened, base.hardened),
             hardened_token=_or(ours.hardened_token, base.hardened_token),
+            kubernetes_events=_or(kubernetes.events, base.kubernetes_events),
+            kubernetes_condition=_or(kubernetes.node_condition, base.kubernetes_condition),
             node_pools=self.pools(ours.node_pools or []),
             source=self.source,
             origins=MappingProxyType(self.origins),

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from kmodgate.errors import ConfigError
 
 from .scalars import shown
-from .schema import keys, places
-from .section import Finding, MissingKeyError, UnknownKeyError, UnknownWordError, WrongInsideError
+from .schema import Document, keys, places
+from .section import Finding, MissingKeyError, Section, UnknownKeyError, UnknownWordError, WrongInsideError
 from .tree import KeyPath, Tree
 
 # A file that is wrong all over is not worth a thousand lines.
@@ -34,19 +34,19 @@ class ConfigProblems(ConfigError):  # noqa: N818  # it carries several errors
         self.args = ("\n".join(str(problem) for problem in ordered),)
 
 
-def report(error: ValueError, tree: Tree, source: str) -> ConfigProblems:
+def report(error: ValueError, tree: Tree, source: str, document: type[Section] = Document) -> ConfigProblems:
     """Name the line and the remedy of everything that reading the document found."""
     found: list[Finding] = error.findings if isinstance(error, WrongInsideError) else [((), error)]
     ordered = sorted(found, key=lambda finding: tree.line(finding[0]) or 0)
     return ConfigProblems(
-        ConfigError(_message(path, inner), source=source, line=tree.line(path))
+        ConfigError(_message(path, inner, document), source=source, line=tree.line(path))
         for path, inner in ordered[:MAX_PROBLEMS]
     )
 
 
-def _message(path: KeyPath, error: ValueError) -> str:
+def _message(path: KeyPath, error: ValueError, document: type[Section]) -> str:
     if isinstance(error, UnknownKeyError):
-        return unknown_key(path)
+        return unknown_key(path, document)
     if isinstance(error, MissingKeyError):
         return f"{dotted(path[:-1])} has no {path[-1]}; add one"
     if isinstance(error, UnknownWordError):
@@ -63,11 +63,11 @@ def dotted(path: KeyPath) -> str:
     return text if text.isprintable() else shown(text)
 
 
-def unknown_key(path: KeyPath) -> str:
+def unknown_key(path: KeyPath, document: type[Section] = Document) -> str:
     """What to write instead of an unknown key: its neighbour in spelling, or its real place."""
     key = str(path[-1])
     section = tuple(part for part in path[:-1] if isinstance(part, str))
-    sections = dict(places())
+    sections = dict(places(document))
     model = sections[section]
     known = keys(model)
     where = f" in {dotted(path[:-1])}" if section else ""

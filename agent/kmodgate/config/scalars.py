@@ -36,7 +36,20 @@ _MAX_PATH = 4096
 
 def hold_timeout(value: object) -> int:
     """``"250ms"``, ``"1s"``, ``"1s500ms"`` or 0, in nanoseconds, within 0 to 5 s."""
-    remedy = 'write it with a unit, like "250ms" or "1s"'
+    too_long = "a load may wait 5s at most"
+    return duration(value, MAX_HOLD_TIMEOUT_NS, too_long, '250ms" or "1s')
+
+
+def duration(value: object, longest: int, too_long: str, example: str) -> int:
+    """A duration with a unit, or 0, in nanoseconds.
+
+    Args:
+        value: what stands in the file.
+        longest: nanoseconds.
+        too_long: what is said of a longer one.
+        example: a good one.
+    """
+    remedy = f'write it with a unit, like "{example}"'
     if value in (0, "0") and not isinstance(value, bool):
         return 0
     if not isinstance(value, str):
@@ -48,13 +61,18 @@ def hold_timeout(value: object) -> int:
         position = match.end()
     if position == 0 or position != len(value):
         raise ValueError(f"{shown(value)} is no duration; {remedy}")
-    if total > MAX_HOLD_TIMEOUT_NS * _BILLION:
-        raise ValueError(f"{shown(value)} is too long: a load may wait 5s at most; {remedy}")
+    if total > longest * _BILLION:
+        raise ValueError(f"{shown(value)} is too long: {too_long}; {remedy}")
     return total // _BILLION
 
 
 def module_size(value: object) -> int:
     """``"64MiB"``, ``"64Mi"`` or a number of bytes, within 1 MiB to 256 MiB."""
+    return size_within(value, MIN_MODULE_SIZE, MAX_MODULE_SIZE, "1MiB to 256MiB")
+
+
+def size_within(value: object, least: int, most: int, range_: str) -> int:
+    """``"64MiB"``, ``"64Mi"`` or a number of bytes, within bounds that ``range_`` names."""
     remedy = 'write it like "64MiB"'
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str):
@@ -63,8 +81,8 @@ def module_size(value: object) -> int:
     if match is None:
         raise ValueError(f"{shown(text)} is no size; {remedy} (B, KiB, MiB, GiB)")
     size = int(match[1]) << _SIZE_SHIFT[match[2] or "B"]
-    if not MIN_MODULE_SIZE <= size <= MAX_MODULE_SIZE:
-        raise ValueError(f"{shown(text)} is out of range 1MiB to 256MiB; {remedy}")
+    if not least <= size <= most:
+        raise ValueError(f"{shown(text)} is out of range {range_}; {remedy}")
     return size
 
 

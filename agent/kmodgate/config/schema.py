@@ -14,7 +14,8 @@ from kmodgate.model import CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
 from . import gke, scalars
 from .section import Key, RequiredKey, Section, flag, list_of, section, sections, word
-from .values import BackendChoice, KernelProfileChoice, LoadPinSetting, LogLevel, OnExit
+from .sinks import EventSinksSection
+from .values import BackendChoice, CannotEnforce, KernelProfileChoice, LoadPinSetting, LogLevel, OnExit
 
 MAX_PATHS = 1000
 MAX_POOLS = 200
@@ -97,6 +98,13 @@ class Logging(Section):
     level = Key("level", word(LogLevel))
 
 
+class Kubernetes(Section):
+    """``kmodgate.kubernetes``."""
+
+    events = Key("events", flag)
+    node_condition = Key("nodeCondition", flag)
+
+
 class Overridable(Section):
     """The keys that stand under ``kmodgate`` and in a node pool alike."""
 
@@ -136,11 +144,15 @@ class Kmodgate(Overridable):
     max_module_size = Key("maxModuleSize", scalars.module_size)
     preverify = Key("preverify", list_of(scalars.directory_pattern, MAX_PREVERIFY))
     listen = Key("listen", scalars.listen)
+    web_config = Key("webConfig", scalars.path)
     logging = section("logging", Logging)
+    event_sinks = section("eventSinks", EventSinksSection)
     backend = Key("backend", word(BackendChoice))
     on_exit = Key("onExit", word(OnExit))
+    cannot_enforce = Key("cannotEnforce", word(CannotEnforce))
     hardened = Key("hardened", flag)
     hardened_token = Key("hardenedToken", scalars.sha256)
+    kubernetes = section("kubernetes", Kubernetes)
     node_pools = sections("nodePools", Pool, MAX_POOLS)
 
 

@@ -16,6 +16,8 @@ from types import MappingProxyType
 
 from kmodgate.model import Backend, CgroupMode, FailurePolicy, Mode, NodeType, Policy
 
+from .sinkvalues import EventSinks
+
 DEFAULT_HOLD_TIMEOUT_NS = 250_000_000
 DEFAULT_MAX_MODULE_SIZE = 64 << 20
 DEFAULT_PORT = 9464
@@ -47,6 +49,16 @@ class BackendChoice(StrEnum):
     def rung(self) -> Backend | None:
         """The rung that is named; None where the choice is left to what the kernel offers."""
         return None if self is BackendChoice.AUTO else Backend(self.value)
+
+
+class CannotEnforce(StrEnum):
+    """``kmodgate.cannotEnforce``: what to do on a backend that cannot enforce the policy.
+
+    ``observe`` weakens the node: loads that the policy refuses go through and are only told.
+    """
+
+    REFUSE = "refuse"
+    OBSERVE = "observe"
 
 
 class OnExit(StrEnum):
@@ -194,11 +206,17 @@ class NodeConfig:
         cgroup_mode: the cgroup mode that the node pool is configured for.
         hold_timeout_ns: longest time that a load waits for the agent.
         max_module_size: bytes, decompressed; a larger module is ``too_large``.
+        event_sinks: where events go beside stdout.
         on_exit: whether enforcement outlives the agent.
+        cannot_enforce: what to do on a backend that only watches and whose kernel does not enforce.
         preverify: directories whose modules are verified before they are loaded; None for
             ``updates`` of the running kernel.
+        web_config: path of a Prometheus web config file for the HTTP server, or None; joined
+            as those of ``TrustConfig``.
         hardened: deny the off switches to everybody but the agent.
         hardened_token: SHA-256 of the one-time token that lifts this, or None.
+        kubernetes_events: send Kubernetes events.
+        kubernetes_condition: keep the condition ``KernelModulePolicy`` of the node.
         node_pools: overrides by node label; the first match counts.
         pool: name of the node pool already applied by ``resolve``, or None.
         source: name of the file.
@@ -219,11 +237,16 @@ class NodeConfig:
     max_module_size: int = DEFAULT_MAX_MODULE_SIZE
     preverify: tuple[str, ...] | None = None
     listen: ListenAddress = ListenAddress()
+    web_config: Path | None = None
     log_level: LogLevel = LogLevel.INFO
+    event_sinks: EventSinks = field(default_factory=EventSinks)
     backend: BackendChoice = BackendChoice.AUTO
     on_exit: OnExit = OnExit.KEEP
+    cannot_enforce: CannotEnforce = CannotEnforce.REFUSE
     hardened: bool = False
     hardened_token: bytes | None = None
+    kubernetes_events: bool = True
+    kubernetes_condition: bool = False
     node_pools: tuple[NodePool, ...] = ()
     pool: str | None = None
     source: str = field(default="", compare=False)

@@ -53,7 +53,7 @@ def look_at_image(root: Root, now: datetime) -> Seen:
         kconfig=kconfig,
         functions=_functions_of(root, release),
         headers=any(root.kind(f"{folder}/{release}/build") == "directory" for folder in _MODULES),
-        tracefs=kconfig.get("FTRACE_SYSCALLS") == "y",
+        no_tracefs=None,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from kmodgate.hooks.capabilities import CAPABILITIES
 from kmodgate.model import Backend
 from kmodgate.node.kernel import Preemption
 
@@ -37,7 +38,7 @@ ASKED: Final = (
 """All names that are looked up in the kernel's BTF."""
 
 MACHINES: Final = ("x86_64", "aarch64")
-IMPLEMENTED: Final = frozenset({Backend.BPF_LSM, Backend.BPF_FMOD_RET, Backend.BPF_LSM_BASIC})
+IMPLEMENTED: Final = frozenset(CAPABILITIES)
 """The rungs that this version can stand on."""
 
 
@@ -63,6 +64,8 @@ class Rung:
         offered: the node has all it needs; None when that could not be seen.
         implemented: this version of kmodgate has it.
         enforces: what it could refuse here.
+        unknown: fields of an event that it never knows.
+        fleeting: fields that it knows only while the caller is there.
         problems: what is missing, each with its remedy.
         unseen: what could not be seen, each with how to see it.
     """
@@ -73,6 +76,8 @@ class Rung:
     enforces: str
     problems: tuple[str, ...]
     unseen: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+    fleeting: tuple[str, ...] = ()
 
 
 def rungs(seen: Seen) -> tuple[Rung, ...]:
@@ -104,6 +109,7 @@ def rungs(seen: Seen) -> tuple[Rung, ...]:
 def _rung(backend: Backend, enforces: str, needs: list[Need]) -> Rung:
     problems = tuple(need.problem for need in needs if need.met is False)
     unseen = tuple(dict.fromkeys(need.unseen for need in needs if need.met is None))
+    able = CAPABILITIES.get(backend)
     return Rung(
         backend=backend,
         offered=False if problems else None if unseen else True,
@@ -111,6 +117,8 @@ def _rung(backend: Backend, enforces: str, needs: list[Need]) -> Rung:
         enforces=enforces,
         problems=problems,
         unseen=unseen,
+        unknown=() if able is None else able.unknown,
+        fleeting=() if able is None else able.fleeting,
     )
 
 
@@ -241,14 +249,23 @@ def _bcc_enforces(seen: Seen) -> str:
 
 
 def _tracefs(seen: Seen) -> Iterator[Need]:
-    yield Need(
-        seen.tracefs,
-        "no tracefs: use a kernel with CONFIG_FTRACE_SYSCALLS=y",
-        "tracefs: mount -t tracefs tracefs /sys/kernel/tracing",
-    )
+    if seen.no_tracefs is None:
+        yield Need(
+            seen.option("FTRACE_SYSCALLS"),
+            "the kernel is built without CONFIG_FTRACE_SYSCALLS: use one that has it",
+            "trace events: look at the running node as root",
+        )
+        return
+    for problem in seen.no_tracefs:
+        yield Need(met=False, problem=problem, unseen="")
 
 
 def _tracefs_enforces(seen: Seen) -> str:
+    able = []
     if seen.facts.signatures.built:
-        return "nothing by itself; the kernel does with module.sig_enforce=1, for its own keyrings"
-    return "nothing"
+        able.append("module.sig_enforce=1 for its own keyrings")
+    if seen.facts.load_pin.enforced is not None and "loadpin" in (seen.facts.lsms or ()):
+        able.append("its own LoadPin")
+    if able:
+        return f"nothing by itself; the kernel does with {' and '.join(able)}"
+    return "nothing; it only watches"

@@ -21,6 +21,7 @@ from kmodgate.node.crypto import read_crypto
 from kmodgate.node.kconfig import read_kconfig
 from kmodgate.node.paths import read_word
 from kmodgate.node.process import Capability, ProcessFacts, read_process
+from kmodgate.rungs import ONLY_WATCHES
 from kmodgate.running import profile_of
 from kmodgate.scan.root import Root
 
@@ -77,13 +78,21 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
         bpffs=read_bpffs(paths),
         pinned=read_pinned(paths),
         headers=(root / "lib/modules" / facts.release / "build").exists(),
-        tracefs=(paths.sys / "kernel/tracing").is_dir(),
+        no_tracefs=_no_tracefs(paths, process),
         jit=_read_jit(paths),
         libbpf=libbpf,
         load=load,
         tried=tried,
         agent=None if listen is None else _ask_agent(listen),
     )
+
+
+def _no_tracefs(paths: NodePaths, process: ProcessFacts) -> tuple[str, ...] | None:
+    """What keeps trace events from being read. Their files are shown to root alone."""
+    from kmodgate.hooks.traceinstance import lacks  # noqa: PLC0415  # only when a node is looked at
+
+    found = tuple(lacks(paths))
+    return None if found and not process.may(Capability.CAP_DAC_READ_SEARCH) else found
 
 
 def _read_jit(paths: NodePaths) -> bool | None:
@@ -105,7 +114,9 @@ def _try_programs(process: ProcessFacts, *, own: bool) -> tuple[str | None, str 
     if missing or not all(process.may(item) for item in (Capability.CAP_BPF, Capability.CAP_PERFMON)):
         return missing, None, None
     try:
-        choice = choose(Features.probe(lsm_active=None))
+        choice = choose(Features.look(lsm_active=None, paths=NodePaths()))
+        if choice.backend in ONLY_WATCHES:  # nothing to load, and nothing is made here
+            return "", None, choice.backend
     except HookError as error:
         return "", _one_line(error), None
     try:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kmodgate.rungs import refusals
+from kmodgate.model import EffectivePolicy, Mode, Policy
+from kmodgate.rungs import ONLY_WATCHES, refusals
 
 from .checks import checks
 from .ladder import Rung, rungs
@@ -58,8 +60,23 @@ def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
     if against:
         return Diagnosis(Answer.NO, tuple(against), ladder, lines)
     best = next((rung for rung in usable if rung.offered), None)
+    if best is not None and best.backend in ONLY_WATCHES and any(rung.offered is None for rung in usable):
+        best = None  # one that could do more was not seen
     if best is None:
         unseen = [text for rung in usable for text in rung.unseen]
         return Diagnosis(Answer.UNKNOWN, tuple(dict.fromkeys(unseen)), ladder, lines)
     lacking = refusals(best.backend, purpose.policy, configured_certificates=bool(purpose.trust))
+    if best.backend in ONLY_WATCHES and not lacking:
+        lacking = tuple(_without_switch(seen, purpose.policy))
     return Diagnosis(Answer.NO if lacking else Answer.YES, lacking, ladder, lines)
+
+
+def _without_switch(seen: Seen, policy: EffectivePolicy) -> Iterator[str]:
+    """What a kernel lacks that is to refuse by itself; a lack of CONFIG_MODULE_SIG is a check's finding."""
+    if policy.mode is not Mode.ENFORCE or policy.policy is Policy.ENFORCE or not policy.load_pin:
+        return
+    if "loadpin" not in (seen.facts.lsms or ()):
+        yield (
+            "the best backend here only watches, and the kernel has no LoadPin of its own; write "
+            "cannotEnforce: observe, or loadPin: off"
+        )

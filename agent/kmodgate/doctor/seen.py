@@ -63,7 +63,7 @@ class Seen:
         crypto: names of ``/proc/crypto``.
         profile: what these and the build make of the kernel's signature code.
         headers: the kernel's headers are installed.
-        tracefs: it is there to be mounted or is mounted.
+        no_tracefs: what keeps trace events from being read; None when they could not be looked for.
         jit: ``net.core.bpf_jit_enable`` is not 0.
         libbpf: why libbpf or the programs are missing; empty when they are here.
         tried: the rung whose programs these two are about; None when they are about all of them.
@@ -85,7 +85,7 @@ class Seen:
     bpffs: tuple[str, ...] | None = None
     pinned: tuple[str, ...] | None = None
     headers: bool | None = None
-    tracefs: bool | None = None
+    no_tracefs: tuple[str, ...] | None = None
     jit: bool | None = None
     libbpf: str | None = None
     load: str | None = None

@@ -19,6 +19,8 @@ COMM_LEN = 16
 FSTYPE_LEN = 16
 DIGEST_LEN = 32
 PINS = 64
+UNKNOWN = 0xFF
+"""An ``origin`` of which a rung that only watches knows nothing. No program writes it."""
 
 TABLE_COPIES = 2
 REASON_SLOTS = 64

@@ -366,20 +366,25 @@ class BpfBackend(KernelCounts, KnownDigests, Generations):
             abi.Stat.PROBE_BYTES,
         )
         before = [self._stats[stat] for stat in stats]
-        number = _SYS_INIT_MODULE.get(os.uname().machine)
-        if number is None:
-            raise HookError(f"no self-probe for machine type {os.uname().machine}")
-        libc = ctypes.CDLL(None, use_errno=True)
         self._control.probe = self._task
         try:
-            libc.syscall(number, _PROBE_IMAGE, ctypes.c_ulong(len(_PROBE_IMAGE)), b"")
-            code = ctypes.get_errno()
+            code = load_nothing()
         finally:
             self._control.probe = 0
         seen = [self._stats[stat] > count for stat, count in zip(stats, before, strict=True)]
         if code == errno.EPERM and not any(seen):
             raise HookError("the self-probe was refused before any hook: the agent lacks CAP_SYS_MODULE")
         return ProbeResult(code, *seen)
+
+
+def load_nothing() -> int:
+    """``init_module(2)`` with bytes that are no module: the errno. Raises HookError on other machines."""
+    number = _SYS_INIT_MODULE.get(os.uname().machine)
+    if number is None:
+        raise HookError(f"no self-probe for machine type {os.uname().machine}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall(number, _PROBE_IMAGE, ctypes.c_ulong(len(_PROBE_IMAGE)), b"")
+    return ctypes.get_errno()
 
 
 def _attach_rank(section: str) -> int:

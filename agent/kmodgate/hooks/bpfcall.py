@@ -125,6 +125,13 @@ def program_numbers(handle: int) -> tuple[int, tuple[int, ...]]:
     return info.id, tuple(maps[: info.nr_map_ids])
 
 
+def link_numbers(handle: int) -> tuple[int, int]:
+    """The number of a link, and that of its program."""
+    info = _LinkInfo()
+    _info(handle, info)
+    return info.id, info.prog_id
+
+
 def program_name(handle: int) -> str:
     """Its name, cut to 15 characters by the kernel."""
     info = _ProgInfo()
@@ -151,11 +158,10 @@ def links() -> Iterator[tuple[int, int]]:
                 continue  # it went away, or belongs to somebody else's guard
             raise
         try:
-            info = _LinkInfo()
-            _info(handle, info)
+            _, program = link_numbers(handle)
         finally:
             os.close(handle)
-        yield at, info.prog_id
+        yield at, program
 
 
 def run(handle: int, context: ctypes.Structure) -> int:

@@ -164,6 +164,14 @@ class Pins:
         return count
 
 
+def counts_since(backend: Backend, root: Path = ROOT) -> float:
+    """Unix time at which the counters of this rung were pinned; where they are not, they begin now."""
+    try:
+        return (Pins(backend, root=root).maps / "counters").stat().st_mtime
+    except OSError:
+        return time.time()
+
+
 def _try_lock(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,2 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kubernetes: nothing here yet; the agent runs without it."""
+"""The agent's place in a Kubernetes cluster: labels of its node, its pods, events, a node condition.
+
+``cgroups`` and ``objects`` are pure. ``api`` speaks HTTP with the API server, ``reflector`` keeps
+a copy of what it watches, ``notices`` sends events. Nothing here decides a load or is waited for
+by one. docs/adr/0014 says why there is no client library.
+"""

@@ -69,7 +69,7 @@ def write_csv(report: Report, stream: TextIO) -> None:
         found = file.signature
         writer.writerow(
             map(
-                _csv_cell,
+                csv_cell,
                 (
                     *(file.outcome.value, file.reason, file.errno, file.loaded, file.name, file.path),
                     *(file.release, file.place, file.in_tree, found.status.value),
@@ -79,7 +79,7 @@ def write_csv(report: Report, stream: TextIO) -> None:
         )
     for module in report.without_file:
         row = (Outcome.UNKNOWN.value, ScanReason.NO_FILE_FOUND.value, None, True, module.name)
-        writer.writerow(map(_csv_cell, row + (None,) * (len(COLUMNS) - len(row))))
+        writer.writerow(map(csv_cell, row + (None,) * (len(COLUMNS) - len(row))))
 
 
 def signer_name(signer: Signer | None) -> str | None:
@@ -89,7 +89,8 @@ def signer_name(signer: Signer | None) -> str | None:
     return signer.subject or signer.issuer or (signer.skid and f"SKID {signer.skid}")
 
 
-def _csv_cell(value: str | bool | None) -> str:
+def csv_cell(value: str | bool | None) -> str:
+    """A value that neither a terminal nor a spreadsheet takes for more than it is."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -26,14 +26,19 @@ from prometheus_client.core import (
     InfoMetricFamily,
 )
 from prometheus_client.core import Metric as Family
+from prometheus_client.samples import Exemplar
 
 from kmodgate import __version__
 from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, Reason, Verdict
 
+from . import kubernetes as k
 from . import metrics as m
+from .exemplars import LABEL, Exemplars, Latest, Told
 from .expected import expected_loads
 from .flood import LeftOut
 from .lines import Loss
+from .sink import SinkCounts
+from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT, EventSink
 from .status import AgentStatus
 from .table import Kind, Metric
 
@@ -73,11 +78,31 @@ class KernelCounters(Protocol):
 class EventLogCounts(Protocol):
     """What the event log counts (``events.EventLog``)."""
 
+    exemplars: Exemplars
+
     def suppressed(self) -> Mapping[LeftOut, int]:
         """Events that the flood limit left out."""
 
     def lost(self) -> Mapping[Loss, int]:
         """Lines that the stream did not take."""
+
+
+class ClusterCounts(Protocol):
+    """What the agent's side of a cluster counts (``cluster.Cluster``)."""
+
+    @property
+    def node(self) -> str | None:
+        """Name of the node, where it is known."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether there is an API server; nothing of it is exported without."""
+
+    def watches(self) -> Mapping[str, bool]:
+        """Whether each watch stands, by ``WatchedResource``."""
+
+    def notices(self) -> Mapping[str, int]:
+        """Events by ``NoticeOutcome``."""
 
 
 class _Histogram:
@@ -125,6 +150,8 @@ class AgentMetrics:
         self._off_switches: Counter[m.OffSwitch] = Counter()
         self._guard: Callable[[], Mapping[m.GuardedSwitch, int]] | None = None
         self._hardened = False
+        self._sinks: Callable[[], Mapping[EventSink, SinkCounts]] | None = None
+        self._cluster: ClusterCounts | None = None
         self._errors: Counter[m.ScrapeSource] = Counter()
         self._failing: set[m.ScrapeSource] = set()
         self._expected: dict[tuple[Verdict, Reason, Api, By], int] = {}
@@ -137,6 +164,8 @@ class AgentMetrics:
             m.ScrapeSource.AGENT: self._agent,
             m.ScrapeSource.EVENT_LOG: self._log,
             m.ScrapeSource.GUARD: self._off,
+            m.ScrapeSource.EVENT_SINKS: self._event_sinks,
+            m.ScrapeSource.CLUSTER: self._kubernetes,
         }
         self.registry.register(self)
         if process:
@@ -150,9 +179,46 @@ class AgentMetrics:
         with self._reading:
             self._kernel = kernel
 
-    def attach_event_log(self, event_log: EventLogCounts) -> None:
-        """Export what this event log lost and left out."""
+    def attach_event_log(
+        self,
+        event_log: EventLogCounts,
+        sinks: Callable[[], Mapping[EventSink, SinkCounts]] | None = None,
+    ) -> None:
+        """Export what this event log lost and left out, and what became of the events of each sink."""
         self._event_log = event_log
+        self._sinks = sinks
+
+    def loads(self) -> Mapping[tuple[Verdict, Reason, By], int]:
+        """The decided loads, for ``kmodgate status``. OSError when they cannot be read."""
+        totals: Counter[tuple[Verdict, Reason, By]] = Counter()
+        with self._reading:
+            if self._kernel is not None:
+                for verdict, reason, _, by, count in self._kernel.loads():
+                    totals[verdict, reason, by] += count
+        return totals
+
+    def lost(self) -> Mapping[str, int]:
+        """Lost records, by ``EventLoss``, for ``kmodgate status``."""
+        with self._reading:
+            return self._lost(self._kernel, self._event_log)
+
+    @staticmethod
+    def _lost(kernel: KernelCounters | None, event_log: EventLogCounts | None) -> dict[str, int]:
+        lost = dict.fromkeys(map(str, m.EventLoss), 0)
+        if kernel is not None:
+            lost |= kernel.lost()
+        if event_log is not None:
+            lost |= {_LOSS[cause].value: count for cause, count in event_log.lost().items()}
+        return lost
+
+    @property
+    def hardened(self) -> bool:
+        """The guard denies now."""
+        return self._hardened
+
+    def attach_cluster(self, cluster: ClusterCounts) -> None:
+        """Export how the agent stands with the API server."""
+        self._cluster = cluster
 
     def observe_verify(self, seconds: float) -> None:
         """One module was read and verified."""
@@ -216,40 +282,40 @@ class AgentMetrics:
         if self._kernel is not None:
             for verdict, reason, api, by, count in self._kernel.loads():
                 totals[(verdict, reason, api, by)] += count
-        yield _counts(
-            m.MODULE_LOADS,
-            {
-                (verdict.label, reason.label, api.label, by.label): count
-                for (verdict, reason, api, by), count in totals.items()
-            },
-        )
+        told = {_load_labels(key): event for key, event in self._latest().loads.items()}
+        yield _counts(m.MODULE_LOADS, {_load_labels(key): n for key, n in totals.items()}, told=told)
+
+    def _latest(self) -> Latest:
+        return Latest() if self._event_log is None else self._event_log.exemplars.latest()
 
     def _histograms(self) -> Iterator[Family]:
         if self._kernel is not None:
-            yield _histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"))
-            yield _histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"))
+            told = self._latest()
+            yield _histogram(m.DECISION_SECONDS, self._kernel.histogram("decision"), told.decision)
+            yield _histogram(m.HOLD_SECONDS, self._kernel.histogram("hold"), told.hold)
 
     def _statistics(self) -> Iterator[Family]:
         kernel, event_log = self._kernel, self._event_log
-        lost = dict.fromkeys(map(str, m.EventLoss), 0)
         if kernel is not None:
-            yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()})
-            yield _counts(m.LOADS_UNDECIDED, {(): kernel.undecided()})
-            yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()})
+            since = self._status.snapshot().counts_since
+            yield _counts(m.LOAD_ATTEMPTS, {(): kernel.attempts()}, since)
+            yield _counts(m.LOADS_UNDECIDED, {(): kernel.undecided()}, since)
+            yield _counts(m.PROGRAM_MISSES, {(): kernel.misses()}, since)
             errors = dict.fromkeys(map(str, m.KernelErrorKind), 0) | dict(kernel.errors())
             yield _counts(m.KERNEL_ERRORS, {(kind,): count for kind, count in errors.items()})
-            lost |= kernel.lost()
-        if event_log is not None:
-            lost |= {_LOSS[cause].value: count for cause, count in event_log.lost().items()}
+        lost = self._lost(kernel, event_log)
         yield _counts(m.EVENTS_LOST, {(kind,): count for kind, count in lost.items()})
 
     def _state(self) -> Iterator[Family]:
         state = self._status.snapshot()
         yield _value(m.ENFORCING, float(state.enforcing))
         yield _info(m.BACKEND_INFO, (state.backend.value,))
+        yield _counts(m.BACKEND_DOWNGRADES, {(): state.downgrades})
         yield _info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
         if state.policy is not None:
             yield _info(m.POLICY_INFO, _policy_labels(state.policy))
+            node = None if self._cluster is None else self._cluster.node
+            yield _info(k.NODE_POOL_INFO, (state.pool or "", node or ""))
         if state.reload_successful is not None:
             yield _value(m.RELOAD_SUCCESSFUL, float(state.reload_successful))
         if state.reload_success_time is not None:
@@ -258,6 +324,8 @@ class AgentMetrics:
             yield _value(m.ENFORCEMENT_GAP, state.enforcement_gap)
         if state.agent_gap is not None:
             yield _value(m.AGENT_GAP, state.agent_gap)
+        if state.hold_limit is not None:
+            yield _value(m.HOLD_LIMIT, state.hold_limit)
         yield _value(m.TRUST_ANCHORS, state.anchor_count)
         yield _gauges(m.TRUST_ANCHOR_NOT_AFTER, {(anchor,): end for anchor, end in state.anchors})
         if state.pinned_root is not None:
@@ -280,14 +348,34 @@ class AgentMetrics:
             events = dict(self._off_switches)
         yield _value(m.HARDENED, float(self._hardened))
         yield _counts(m.OFF_SWITCH_EVENTS, {(s.value,): events.get(s, 0) for s in m.OffSwitch})
-        denied = self._guard() if self._guard is not None else {}
-        yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
+        if self._guard is not None:
+            denied = self._guard()
+            yield _counts(m.OFF_SWITCH_DENIALS, {(s.value,): denied.get(s, 0) for s in m.GuardedSwitch})
+
+    def _kubernetes(self) -> Iterator[Family]:
+        if self._cluster is not None and self._cluster.joined:
+            watches, notices = self._cluster.watches(), self._cluster.notices()
+            yield _gauges(k.KUBERNETES_WATCH, {(r.value,): watches.get(r, False) for r in k.WatchedResource})
+            yield _counts(k.KUBERNETES_EVENTS, {(o.value,): notices.get(o, 0) for o in k.NoticeOutcome})
 
     def _log(self) -> Iterator[Family]:
         if self._event_log is not None:
             left_out = self._event_log.suppressed()
             yield _counts(
                 m.EVENTS_SUPPRESSED, {(key.verdict.label, key.reason.label): n for key, n in left_out.items()}
+            )
+
+    def _event_sinks(self) -> Iterator[Family]:
+        if self._sinks is not None:
+            counts = self._sinks()
+            yield _counts(EVENT_SINK_SENT, {(sink.value,): found.sent for sink, found in counts.items()})
+            yield _counts(
+                EVENT_SINK_DROPPED,
+                {
+                    (sink.value, cause.value): count
+                    for sink, found in counts.items()
+                    for cause, count in found.dropped.items()
+                },
             )
 
 
@@ -320,10 +408,21 @@ def _bounded(metric: Metric, values: Mapping[tuple[str, ...], float]) -> list[tu
     return sorted(result.items())
 
 
-def _counts(metric: Metric, values: Mapping[tuple[str, ...], int]) -> Family:
+def _load_labels(key: tuple[Verdict, Reason, Api, By]) -> tuple[str, ...]:
+    return tuple(part.label for part in key)
+
+
+def _counts(
+    metric: Metric,
+    values: Mapping[tuple[str, ...], int],
+    since: float | None = None,
+    told: Mapping[tuple[str, ...], Told] | None = None,
+) -> Family:
     family = CounterMetricFamily(metric.family, metric.help, labels=metric.label_names)
     for labels, value in _bounded(metric, values):
-        family.add_metric(labels, value)
+        # An event can be told before its load is counted: an exemplar of nothing would be no exemplar.
+        event = told.get(labels) if told and value else None
+        family.add_metric(labels, value, created=since, exemplar=_exemplar(event))
     return family
 
 
@@ -344,15 +443,24 @@ def _info(metric: Metric, labels: tuple[str, ...]) -> Family:
     return family
 
 
-def _histogram(metric: Metric, data: KernelHistogram) -> Family:
-    """Cumulate the buckets, as the exposition formats want them."""
+def _exemplar(told: Told | None) -> Exemplar | None:
+    return None if told is None else Exemplar({LABEL: str(told.sequence)}, told.value, told.time)
+
+
+def _histogram(metric: Metric, data: KernelHistogram, told: Mapping[int, Told] | None = None) -> Family:
+    """Cumulate the buckets, as the exposition formats want them, at the bounds of the table."""
     family = HistogramMetricFamily(metric.family, metric.help, labels=metric.label_names)
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in data.buckets:
-        total += count
-        if not math.isinf(bound):
-            buckets.append((repr(float(bound)), total))
-    buckets.append(("+Inf", total))
+    total, finer = 0, iter(data.buckets)
+    bound, count = next(finer, (math.nan, 0))
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
+    for position, end in enumerate((*metric.buckets, math.inf)):
+        while bound <= end:
+            total += count
+            bound, count = next(finer, (math.nan, 0))
+        # As above: what is told and not counted yet is left out.
+        below = buckets[-1][1] if buckets else 0
+        example = _exemplar(told.get(position) if told and total > below else None)
+        name = "+Inf" if math.isinf(end) else repr(end)
+        buckets.append((name, total) if example is None else (name, total, example))
     family.add_metric((), buckets, data.sum_seconds)
     return family

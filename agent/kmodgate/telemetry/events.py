@@ -18,10 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
-from kmodgate.model import By, LoadEvent, Pod, Reason, Signer, Verdict
+from kmodgate.model import By, LoadEvent, Reason, Signer, Verdict
+from kmodgate.workload import Pod
 
+from .exemplars import Exemplars
 from .flood import FloodLimit, LeftOut
 from .lines import LineWriter, Loss, Statement, Stream
 from .text import PATH_LIMIT, printable
@@ -56,6 +58,8 @@ class Cause(StrEnum):
     FLOOD = "flood"
     QUEUE_FULL = "queue_full"
     WRITE_FAILED = "write_failed"
+    SLOW_READER = "slow_reader"
+    """``kmodgate events`` read more slowly than events came; the log itself has them."""
 
 
 _CAUSE_OF: Final = {Loss.QUEUE_FULL: Cause.QUEUE_FULL, Loss.WRITE_FAILED: Cause.WRITE_FAILED}
@@ -87,6 +91,7 @@ def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, obj
         "sequence": sequence,
         "time": time_value(event.time),
         "node": text_value(event.node),
+        "pool": text_value(event.pool),
         "verdict": event.verdict.label,
         "reason": event.reason.label,
         "errno": errno_name(event.errno) if event.errno else None,
@@ -114,8 +119,10 @@ def to_record(event: LoadEvent, *, sequence: int | None = None) -> dict[str, obj
         "comm": text_value(event.comm),
         "exe": text_value(event.exe, PATH_LIMIT),
         "uid": event.uid,
+        "workload": None if event.workload is None else event.workload.value,
         "container_id": text_value(event.container_id),
         "pod": _pod(event.pod),
+        "kernel_request": text_value(event.kernel_request),
         "hold_us": event.hold_ns // 1000,
         "decision_us": event.decision_ns // 1000,
     }
@@ -131,6 +138,68 @@ def errno_name(number: int) -> str:
     return _KERNEL_NAMES.get(number) or errno.errorcode.get(number, str(number))
 
 
+class Tap(Protocol):
+    """Hears every event that the log tells, beside its stream. Must return at once."""
+
+    def __call__(self, record: Mapping[str, object], line: bytes) -> None:
+        """One event: what ``to_record`` gave, and the same as a line with its newline."""
+
+
+class MissingEvents:
+    """Makes the ``suppressed`` records for one reader of the log: what it did not get since the last one.
+
+    Args:
+        left_out: what the flood limit has left out so far.
+        node: name of the node.
+        wall: the time.
+    """
+
+    def __init__(
+        self,
+        left_out: Callable[[], Mapping[LeftOut, int]],
+        *,
+        node: str | None = None,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._left_out = left_out
+        self._node = node
+        self._wall = wall
+        self._stated_flood = Counter(left_out())
+        self._stated: Counter[Cause] = Counter()
+
+    def __call__(self, lost: Mapping[Loss, int], *, final: bool) -> Statement | None:
+        """As ``lines.Statements`` wants it."""
+        del final
+        return self.statement({_CAUSE_OF[loss]: count for loss, count in lost.items()})
+
+    def statement(self, lost: Mapping[Cause, int]) -> Statement | None:
+        """What is missing since the last statement; ``lost`` only ever grows."""
+        left_out, total = Counter(self._left_out()), Counter(lost)
+        flood, broken = left_out - self._stated_flood, total - self._stated
+        missing: list[dict[str, object]] = [
+            {"cause": Cause.FLOOD.value, "verdict": key.verdict.label, "reason": key.reason.label, "count": n}
+            for key, n in sorted(flood.items())
+        ]
+        missing += [
+            {"cause": cause.value, "verdict": None, "reason": None, "count": n} for cause, n in broken.items()
+        ]
+        if not missing:
+            return None
+        record: dict[str, object] = {
+            "event": Kind.SUPPRESSED.value,
+            "schema": SCHEMA_VERSION,
+            "time": time_value(self._wall()),
+            "node": text_value(self._node),
+            "count": flood.total() + broken.total(),
+            "missing": missing,
+        }
+
+        def delivered() -> None:
+            self._stated_flood, self._stated = left_out, total
+
+        return Statement(_line(record).encode("ascii") + b"\n", delivered)
+
+
 class EventLog:
     """The log of one agent.
 
@@ -142,6 +211,9 @@ class EventLog:
         log_all: tell routine loads too.
         now: seconds on a clock that never goes back, for the limit.
         wall: the time for the ``suppressed`` records.
+
+    Attributes:
+        exemplars: the latest events that the log has, for the metrics.
     """
 
     def __init__(
@@ -156,6 +228,7 @@ class EventLog:
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self.exemplars = Exemplars()
         self._node = node
         self._flood = flood or FloodLimit()
         self._log_all = log_all
@@ -163,9 +236,19 @@ class EventLog:
         self._wall = wall
         self._lock = threading.Lock()
         self._sequence = 0
-        self._stated_flood: Counter[LeftOut] = Counter()
-        self._stated_lost: dict[Loss, int] = dict.fromkeys(Loss, 0)
-        self._writer = LineWriter(stream, capacity=capacity, interval=interval, statements=self._statement)
+        self._taps: tuple[Tap, ...] = ()
+        self._writer = LineWriter(
+            stream, capacity=capacity, interval=interval, statements=self.missing_events()
+        )
+
+    def tap(self, tap: Tap) -> None:
+        """Tell every event from now on to ``tap`` as well."""
+        with self._lock:
+            self._taps = (*self._taps, tap)
+
+    def missing_events(self) -> MissingEvents:
+        """What states to one reader, from now on, what it does not get."""
+        return MissingEvents(self.suppressed, node=self._node, wall=self._wall)
 
     def write(self, event: LoadEvent) -> int | None:
         """Tell one load, unless it is routine. Never waits and never fails.
@@ -182,7 +265,8 @@ class EventLog:
             sequence = self._sequence
             if self._flood.allow(event, self._now()):
                 # Inside the lock, so that the numbers rise from line to line.
-                self._writer.put(to_json(event, sequence=sequence).encode("ascii") + b"\n")
+                self._tell(to_record(event, sequence=sequence))
+                self.exemplars.note(event, sequence)
         return sequence
 
     def write_record(self, make: Callable[[datetime, str | None, int], Mapping[str, object]]) -> None:
@@ -192,8 +276,13 @@ class EventLog:
         """
         with self._lock:
             self._sequence += 1
-            record = make(self._wall(), self._node, self._sequence)
-            self._writer.put(_line(record).encode("ascii") + b"\n")
+            self._tell(make(self._wall(), self._node, self._sequence))
+
+    def _tell(self, record: Mapping[str, object]) -> None:
+        line = _line(record).encode("ascii") + b"\n"
+        self._writer.put(line)
+        for tap in self._taps:
+            tap(record, line)
 
     def suppressed(self) -> Mapping[LeftOut, int]:
         """Events that the flood limit left out since the start, by verdict and reason."""
@@ -204,41 +293,13 @@ class EventLog:
         """Lines that the stream did not take since the start, by cause."""
         return self._writer.lost()
 
+    def written(self) -> int:
+        """Events that the stream took since the start."""
+        return self._writer.written()
+
     def close(self, timeout: float = 2.0) -> None:
         """State what was left out, write what waits within ``timeout`` seconds, and stop."""
         self._writer.close(timeout)
-
-    def _statement(self, lost: Mapping[Loss, int], *, final: bool) -> Statement | None:
-        """What is missing since the last statement. Runs on the writer's thread."""
-        del final
-        left_out = Counter(self.suppressed())
-        flood = left_out - self._stated_flood
-        broken = {cause: lost[cause] - self._stated_lost[cause] for cause in Loss}
-        missing: list[dict[str, object]] = [
-            {"cause": Cause.FLOOD.value, "verdict": key.verdict.label, "reason": key.reason.label, "count": n}
-            for key, n in sorted(flood.items())
-        ]
-        missing += [
-            {"cause": _CAUSE_OF[cause].value, "verdict": None, "reason": None, "count": n}
-            for cause, n in broken.items()
-            if n
-        ]
-        if not missing:
-            return None
-        record: dict[str, object] = {
-            "event": Kind.SUPPRESSED.value,
-            "schema": SCHEMA_VERSION,
-            "time": time_value(self._wall()),
-            "node": text_value(self._node),
-            "count": sum(flood.values()) + sum(broken.values()),
-            "missing": missing,
-        }
-
-        def delivered() -> None:
-            self._stated_flood = left_out
-            self._stated_lost = dict(lost)
-
-        return Statement(_line(record).encode("ascii") + b"\n", delivered)
 
 
 def _line(record: Mapping[str, object]) -> str:
@@ -274,4 +335,13 @@ def signer_record(signer: Signer | None) -> dict[str, object] | None:
 def _pod(pod: Pod | None) -> dict[str, object] | None:
     if pod is None:
         return None
-    return {"uid": text_value(pod.uid), "namespace": text_value(pod.namespace), "name": text_value(pod.name)}
+    owner = pod.owner
+    return {
+        "uid": text_value(pod.uid),
+        "namespace": text_value(pod.namespace),
+        "name": text_value(pod.name),
+        "container": text_value(pod.container),
+        "image": text_value(pod.image),
+        "owner": None if owner is None else {"kind": text_value(owner.kind), "name": text_value(owner.name)},
+        "service_account": text_value(pod.service_account),
+    }

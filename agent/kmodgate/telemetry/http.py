@@ -3,7 +3,8 @@
 
 Small on purpose: GET and HEAD, one request a connection, a bound on connections and on the
 time that each may take, however slowly it sends. Nothing that a client does reaches the
-agent's other threads, and no request is logged.
+agent's other threads, and no request is logged. Where passwords are asked for, the health checks answer
+without one, by their status alone: whoever starts pods has no password.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import logging
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 import time
@@ -28,6 +30,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from kmodgate.errors import InputError, NodeError
+
+from .access import Access
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,9 @@ class _Answer:
     encoding: str = ""
 
 
+_WHO = _Answer(HTTPStatus.UNAUTHORIZED, b"user and password, please\n")
+
+
 class _DeadlineReader(io.RawIOBase):
     """Reads a socket until a moment, not for so long a call: a byte now and then buys no time."""
 
@@ -93,8 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
-        super().setup()
         seconds = self.server.request_seconds
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.settimeout(seconds)
+            self.request.do_handshake()
+        super().setup()
         self.rfile = io.BufferedReader(_DeadlineReader(self.connection, seconds))
         # For sendall() this is the limit of the whole answer.
         self.connection.settimeout(seconds)
@@ -114,13 +124,17 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _refuse  # noqa: N815  # http.server's names
 
     def _answer(self) -> _Answer:
+        access = self.server.access
+        known = access is None or access.admits(self.headers.get("Authorization"))
         match self.path.partition("?")[0]:
+            case "/healthz":
+                return _checked(self.server.healthy, detail=known)
+            case "/readyz":
+                return _checked(self.server.ready, detail=known)
+            case _ if not known:
+                return _WHO
             case "/metrics":
                 return self._metrics()
-            case "/healthz":
-                return _checked(self.server.healthy)
-            case "/readyz":
-                return _checked(self.server.ready)
             case "/":
                 return _Answer(HTTPStatus.OK, _INDEX.encode())
         return _Answer(HTTPStatus.NOT_FOUND, b"there is only /metrics, /healthz and /readyz\n")
@@ -142,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
+        if answer.status is HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", 'Basic realm="kmodgate"')
         if answer.encoding:
             self.send_header("Content-Encoding", answer.encoding)
         self.send_header("Cache-Control", "no-store")
@@ -155,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
 
-def _checked(check: Check) -> _Answer:
+def _checked(check: Check, *, detail: bool = True) -> _Answer:
     try:
         problem = check()
     except Exception as error:  # a check that fails has found something
@@ -163,6 +179,8 @@ def _checked(check: Check) -> _Answer:
         log.exception("health check failed")
     if problem is None:
         return _Answer(HTTPStatus.OK, b"ok\n")
+    if not detail:
+        return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not well\n")
     return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{problem}\n".encode("utf-8", "backslashreplace"))
 
 
@@ -184,7 +202,9 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         ready: Check,
         max_connections: int,
         request_seconds: float,
+        access: Access | None,
     ) -> None:
+        self.access = access
         self.address_family = family
         self.registry = registry
         self.healthy = healthy
@@ -197,15 +217,20 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Start a thread, or say at once that there are too many."""
+        context = None if self.access is None else self.access.context()
         if not self._slots.acquire(blocking=False):
             with contextlib.suppress(OSError):
-                request.settimeout(0)
-                request.send(_BUSY)
+                if context is None:
+                    request.settimeout(0)
+                    request.send(_BUSY)
             self.shutdown_request(request)
             return
-        with self._open_lock:
-            self._open.add(request)
         try:
+            if context is not None:
+                # Nothing is read here: the thread of the connection shakes hands.
+                request = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+            with self._open_lock:
+                self._open.add(request)
             super().process_request(request, client_address)
         except BaseException:  # no thread to be had: its slot must not be lost
             self._release(request)
@@ -249,6 +274,7 @@ class TelemetryServer:
         ready: check behind ``/readyz``: is the policy in force?
         max_connections: at the same time; the next one gets 503.
         request_seconds: that a request may take to arrive, and an answer to leave.
+        access: TLS and passwords; None for neither.
 
     Raises:
         InputError: the host is no address of this machine.
@@ -265,6 +291,7 @@ class TelemetryServer:
         ready: Check = always_well,
         max_connections: int = MAX_CONNECTIONS,
         request_seconds: float = REQUEST_SECONDS,
+        access: Access | None = None,
     ) -> None:
         family, address = _resolve(host, port)
         try:
@@ -276,6 +303,7 @@ class TelemetryServer:
                 ready=ready,
                 max_connections=max_connections,
                 request_seconds=request_seconds,
+                access=access,
             )
         except OSError as error:
             raise _bind_error(host, port, error) from error

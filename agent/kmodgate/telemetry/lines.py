@@ -96,6 +96,7 @@ class LineWriter:
         self._statements = statements
         self._lock = threading.Lock()
         self._lost = dict.fromkeys(Loss, 0)
+        self._written = 0
         self._torn = False
         self._closed = False
         self._deadline: float | None = None
@@ -115,6 +116,10 @@ class LineWriter:
         """Lines lost since the start, by cause. Only ever grows."""
         with self._lock:
             return dict(self._lost)
+
+    def written(self) -> int:
+        """Lines that the stream took since the start; statements are not counted."""
+        return self._written
 
     def close(self, timeout: float = 2.0) -> None:
         """Write out what waits, within ``timeout`` seconds; count the rest as lost."""
@@ -137,8 +142,11 @@ class LineWriter:
                 line = self._queue.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 line = None
-            if line is not None and not self._write(line):
-                self._lose(Loss.WRITE_FAILED)
+            if line is not None:
+                if self._write(line):
+                    self._written += 1  # by this thread alone
+                else:
+                    self._lose(Loss.WRITE_FAILED)
             if time.monotonic() >= due:
                 self._state(final=False)
                 due = time.monotonic() + self._interval

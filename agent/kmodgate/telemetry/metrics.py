@@ -2,7 +2,7 @@
 """The one table of metrics: names, types, labels, and the closed sets of label values.
 
 Everything that is exported is declared here, and docs/metrics.md is this table printed
-(``python -m kmodgate.telemetry.metrics > docs/metrics.md``; a test compares the two). No
+(``python -m kmodgate.telemetry.reference > docs/metrics.md``; a test compares the two). No
 name of a module, a path, a pod or a process is ever a label value: these are chosen by
 whoever loads the module, and each new one would be a new series. They are in the event log.
 """
@@ -15,6 +15,8 @@ from typing import Final
 from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason, Verdict
 from kmodgate.node import RootProtection
 
+from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT
+from .kubernetes import KUBERNETES_EVENTS, KUBERNETES_WATCH, NODE_POOL_INFO
 from .table import Kind, Label, Metric
 
 
@@ -119,10 +121,17 @@ class ScrapeSource(StrEnum):
     AGENT = "agent"
     EVENT_LOG = "event_log"
     GUARD = "guard"
+    EVENT_SINKS = "event_sinks"
+    CLUSTER = "cluster"
 
 
 def _switch(name: str) -> Label:
     return Label(name, ("false", "true"))
+
+
+def _doubled(*exponents: int) -> tuple[float, ...]:
+    """Upper bounds among those that the programs count by: a microsecond, doubled so often."""
+    return tuple(2**exponent * 1e-6 for exponent in exponents)
 
 
 _VERDICT: Final = Label("verdict", tuple(v.label for v in Verdict if v is not Verdict.PENDING))
@@ -173,19 +182,28 @@ DECISION_SECONDS: Final = Metric(
     Kind.HISTOGRAM,
     "Time that the deciding program took for a load, the wait for the agent included.",
     "What kmodgate adds to a load. Microseconds, unless the load had to wait for a verification.",
+    buckets=_doubled(2, 4, 6, 8, 10, 14, 18),
 )
 HOLD_SECONDS: Final = Metric(
     "kmodgate_hold_seconds",
     Kind.HISTOGRAM,
     "Time that a load waited for the agent's answer.",
-    "Close to the hold timeout: the agent is starved or the modules are large. Pre-verify their directory.",
+    "Close to `kmodgate_hold_limit_seconds`: the agent is starved or the modules are large. Pre-verify their "
+    "directory.",
+    buckets=_doubled(10, 12, 14, 15, 16, 17, 18, 19, 20, 22),
+)
+HOLD_LIMIT: Final = Metric(
+    "kmodgate_hold_limit_seconds",
+    Kind.GAUGE,
+    "Longest time that a load may wait for the agent's answer (`holdTimeout`).",
+    "What `kmodgate_hold_seconds` is to be compared with.",
 )
 VERIFY_SECONDS: Final = Metric(
     "kmodgate_verify_seconds",
     Kind.HISTOGRAM,
     "Time that the agent took to read and verify one module.",
     "If this is short while the hold is long, questions wait for a worker.",
-    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0),
 )
 QUESTIONS: Final = Metric(
     "kmodgate_questions_total",
@@ -233,8 +251,8 @@ OFF_SWITCH_DENIALS: Final = Metric(
     "kmodgate_off_switch_denials_total",
     Kind.COUNTER,
     "Attempts on the off switches that the guard denied (`hardened: true`), by which one.",
-    "The log names the process that tried last. `bpf` also counts harmless readers, such as `bpftool` "
-    "listing maps.",
+    "There on hardened nodes alone. The log names the process that tried last. `bpf` also counts harmless "
+    "readers, such as `bpftool` listing maps.",
     (Label("switch", tuple(GuardedSwitch)),),
 )
 POLICY_INFO: Final = Metric(
@@ -256,6 +274,13 @@ BACKEND_INFO: Final = Metric(
     "The rung of the ladder that this node stands on.",
     "The log of the start says why a node cannot do better.",
     (Label("backend", tuple(Backend)),),
+)
+BACKEND_DOWNGRADES: Final = Metric(
+    "kmodgate_backend_downgrades_total",
+    Kind.COUNTER,
+    "Times that a backend broke under the agent, which then went to a lower rung of the ladder.",
+    "Any increase: this node enforces less than it did, and its counters began anew. The log says why; "
+    "restart the agent to go up again.",
 )
 BUILD_INFO: Final = Metric(
     "kmodgate_build_info",
@@ -365,13 +390,18 @@ TABLE: Final[tuple[Metric, ...]] = (
     OFF_SWITCH_EVENTS,
     OFF_SWITCH_DENIALS,
     POLICY_INFO,
+    NODE_POOL_INFO,
     BACKEND_INFO,
+    BACKEND_DOWNGRADES,
     DECISION_SECONDS,
     HOLD_SECONDS,
+    HOLD_LIMIT,
     VERIFY_SECONDS,
     QUESTIONS,
     EVENTS_LOST,
     EVENTS_SUPPRESSED,
+    EVENT_SINK_SENT,
+    EVENT_SINK_DROPPED,
     PROGRAM_MISSES,
     KERNEL_ERRORS,
     TRUST_ANCHORS,
@@ -385,54 +415,9 @@ TABLE: Final[tuple[Metric, ...]] = (
     RELOAD_TIMESTAMP,
     ENFORCEMENT_GAP,
     AGENT_GAP,
+    KUBERNETES_WATCH,
+    KUBERNETES_EVENTS,
     BUILD_INFO,
     SCRAPE_ERRORS,
 )
 """Every metric of kmodgate, in the order of the documentation."""
-
-_INTRODUCTION: Final = """\
-# Metrics
-
-<!-- Generated from agent/kmodgate/telemetry/metrics.py; edit that, then run
-     python -m kmodgate.telemetry.metrics > docs/metrics.md -->
-
-The agent serves these at `/metrics`, as Prometheus text or OpenMetrics. Loads are counted in the
-kernel, by the program that decides, and read when you scrape. These counts outlive the agent: they start
-at 0 when the node boots, after `kmodgate detach`, with `onExit: detach`, and when a new version keeps other
-records. What the agent itself counts (questions, verifications, log losses) starts at 0 with the agent.
-
-Every label has a closed set of values; a value from outside shows as `other`. What a load was
-about (module, path, pod, signer) is in the [event log](events.md).
-
-The usual `process_*` metrics of the agent (CPU, memory, descriptors) are there as well.
-
-| metric | type | labels |
-|---|---|---|
-"""
-
-
-def markdown() -> str:
-    """The text of docs/metrics.md."""
-    overview = "".join(
-        f"| [`{m.name}`](#{m.name}) | {m.kind} | {', '.join(f'`{n}`' for n in m.label_names)} |\n"
-        for m in TABLE
-    )
-    return _INTRODUCTION + overview + "".join(_section(metric) for metric in TABLE)
-
-
-def _section(metric: Metric) -> str:
-    lines = [f"\n## {metric.name}\n", f"{metric.help}\n", f"{metric.look}\n"]
-    if metric.labels:
-        lines.append("".join(_label(label) for label in metric.labels))
-    if metric.buckets:
-        lines.append(f"Buckets, in seconds: {', '.join(map(str, metric.buckets))}.\n")
-    return "\n".join(lines)
-
-
-def _label(label: Label) -> str:
-    values = label.note or ", ".join(f"`{value}`" for value in label.values)
-    return f"- `{label.name}`: {values}\n"
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -54,6 +54,7 @@ class StatusSnapshot:
 
     Attributes:
         policy: in force.
+        pool: name of the node pool that it is of, or None.
         backend: in use.
         enforcing: result of the last self-probe.
         reload_successful: whether the last config read could be used.
@@ -68,9 +69,13 @@ class StatusSnapshot:
         pinned_root_current: whether process 1 still has it as its root.
         pinned_verity: file systems that are pinned by their dm-verity root digest.
         preverified: how many module files were verified before they are loaded.
+        hold_limit: seconds that a load may wait for the agent.
+        counts_since: Unix time at which the kernel's counters began at 0.
+        downgrades: how often a rung has broken and the agent went to a lower one.
     """
 
     policy: EffectivePolicy | None = None
+    pool: str | None = None
     backend: Backend = Backend.NONE
     enforcing: bool = False
     reload_successful: bool | None = None
@@ -85,6 +90,9 @@ class StatusSnapshot:
     enforcement_gap: float | None = None
     agent_gap: float | None = None
     preverified: Mapping[PreverifyOutcome, int] = field(default_factory=lambda: MappingProxyType({}))
+    hold_limit: float | None = None
+    counts_since: float | None = None
+    downgrades: int = 0
 
 
 class AgentStatus:
@@ -98,13 +106,17 @@ class AgentStatus:
         """The state now."""
         return self._snapshot
 
-    def set_policy(self, policy: EffectivePolicy) -> None:
-        """A policy has come into force."""
-        self._change(policy=policy)
+    def set_policy(self, policy: EffectivePolicy, pool: str | None = None) -> None:
+        """A policy, of a node pool or of none, has come into force."""
+        self._change(policy=policy, pool=pool)
 
     def set_backend(self, backend: Backend) -> None:
         """A backend has been chosen."""
         self._change(backend=backend)
+
+    def stepped_down(self) -> None:
+        """A rung has broken, and the agent goes to a lower one."""
+        self._change(downgrades=self._snapshot.downgrades + 1, enforcing=False)
 
     def set_enforcing(self, enforcing: bool) -> None:
         """A self-probe has ended."""
@@ -146,6 +158,14 @@ class AgentStatus:
         """The module files verified before they are loaded; an outcome that is missing counts 0."""
         complete = {outcome: counts.get(outcome, 0) for outcome in PreverifyOutcome}
         self._change(preverified=MappingProxyType(complete))
+
+    def set_hold_limit(self, seconds: float) -> None:
+        """How long a load may wait from now on."""
+        self._change(hold_limit=seconds)
+
+    def set_counts_since(self, moment: float) -> None:
+        """The kernel's counters began at this Unix time."""
+        self._change(counts_since=moment)
 
     def _change(self, **parts: Any) -> None:
         with self._lock:

@@ -59,7 +59,8 @@ class Metric:
         help: one sentence: what is counted, in which unit.
         look: what it tells at three in the morning.
         labels: its labels, in order.
-        buckets: upper bounds of a histogram that the agent fills.
+        buckets: upper bounds of a histogram, but for infinity. Those that the kernel fills have finer ones
+            there, and these are among them.
     """
 
     name: str

@@ -73,6 +73,26 @@ def test_labels_pick_the_node_pool(config: Path) -> None:
     assert document["config"]["linuxNodeConfig"]["kernelModuleLoading"]["policy"] == "POLICY_UNSPECIFIED"
     assert document["kmodgate"]["nodePool"] == "gpu"
     assert document["kmodgate"]["loadPin"] == "off"
+    assert document["kmodgate"]["sources"]["nodePool"] == f"{config}:6, for gpu=yes (--node-label)"
+
+
+def test_the_labels_of_a_node_of_the_cluster_pick_the_node_pool(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def look_up(name: str, _state: Path) -> tuple[dict[str, str], str]:
+        asked.append(name)
+        return {"gpu": "yes"}, f"labels of node {name}"
+
+    monkeypatch.setattr("kmodgate.kube.nodelabels.look_up_labels", look_up)
+    document = yaml.safe_load(describe("--config", str(config), "--node", "node-a"))
+    assert document["kmodgate"]["sources"]["nodePool"].endswith("for gpu=yes (labels of node node-a)")
+    monkeypatch.setenv("NODE_NAME", "node-b")
+    assert "nodePool" not in yaml.safe_load(describe("--config", str(config)))["kmodgate"]
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert "nodePool" in yaml.safe_load(describe("--config", str(config)))["kmodgate"]
+    assert asked == ["node-a", "node-b"]
 
 
 @pytest.mark.parametrize(

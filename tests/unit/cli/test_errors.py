@@ -70,6 +70,9 @@ def run(capfd: pytest.CaptureFixture[str], arguments: list[str]) -> tuple[int, s
 
 SIGN = ["--key", "key.pem", "--cert", "good.pem", "--out", "out.ko"]
 
+# Nobody listens there; the files come first.
+FLEET = ["fleet", "report", "--prometheus", "https://127.0.0.1:1"]
+
 # Every option and argument that names a file, as `@`. The second element is what may be
 # written to standard output: `verify` reports on each file there, readable or not.
 PLACES: dict[str, tuple[list[str], bool]] = {
@@ -92,6 +95,9 @@ PLACES: dict[str, tuple[list[str], bool]] = {
     "sign --key": (["sign", "plain.ko", "--key", "@", "--cert", "good.pem", "--out", "out.ko"], False),
     "sign --cert": (["sign", "plain.ko", "--key", "key.pem", "--cert", "@", "--out", "out.ko"], False),
     "sign --passphrase-file": (["sign", "plain.ko", *SIGN, "--passphrase-file", "@"], False),
+    "fleet report --events": ([*FLEET, "--events", "@"], False),
+    "fleet report --bearer-token-file": ([*FLEET, "--bearer-token-file", "@"], False),
+    "fleet report --ca-file": ([*FLEET, "--ca-file", "@"], False),
     "unlock --token-file": (["unlock", "--token-file", "@"], False),
 }
 NO_FILES = {
@@ -344,7 +350,7 @@ def test_what_this_version_cannot_do_is_three(
 ) -> None:
     contents = {
         "pools.yaml": "kmodgate: {nodePools: [{name: a, nodeSelector: {x: 'y'}, mode: audit}]}\n",
-        "rung.yaml": "kmodgate: {backend: tracefs}\n",
+        "rung.yaml": "kmodgate: {backend: bcc}\n",
     }
     (lab / arguments[-1]).write_text(contents[arguments[-1]])
     code, out, err = run(capfd, arguments)

@@ -61,7 +61,7 @@ def test_every_section_is_found_by_its_path() -> None:
     found = dict(places())
     assert found["kmodgate", "nodePools", "trust"] is Trust
     assert ("config", "linuxConfig", "nodeKernelModuleLoading") in found
-    assert len(found) == 19
+    assert len(found) == 24
 
 
 @pytest.mark.parametrize(

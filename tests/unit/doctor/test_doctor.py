@@ -70,7 +70,7 @@ GOOD = Seen(
     bpffs=("/sys/fs/bpf",),
     pinned=(),
     headers=False,
-    tracefs=True,
+    no_tracefs=(),
     jit=True,
     libbpf="",
     load="",
@@ -102,14 +102,14 @@ def test_the_ladder_of_a_good_node() -> None:
     ladder = rungs(GOOD)
     assert [rung.backend for rung in ladder] == [item for item in Backend if item is not Backend.NONE]
     assert [rung.offered for rung in ladder] == [True, True, True, False, True]
-    assert [rung.implemented for rung in ladder] == [True, True, True, False, False]
+    assert [rung.implemented for rung in ladder] == [True, True, True, False, True]
     assert "linux-headers-6.1.0-28-amd64" in ladder[3].problems[0]
 
 
 @pytest.mark.parametrize(
     ("seen", "code", "state", "words"),
     [
-        (with_facts(btf=False), "btf", State.PROBLEM, "CONFIG_DEBUG_INFO_BTF=y"),
+        (with_facts(btf=False), "btf", State.WARNING, "CONFIG_DEBUG_INFO_BTF=y"),
         (
             with_facts(lsms=("lockdown",)),
             "lsm",
@@ -230,7 +230,8 @@ NO_SECURITY_CALLS = frozenset(ASKED) - set(SECURITY_CALLS)
 
 
 def test_a_problem_is_the_answer_no_with_its_remedy() -> None:
-    found = diagnose(replace(with_facts(lsms=("lockdown",)), functions=NO_SECURITY_CALLS), ENFORCE)
+    seen = replace(with_facts(lsms=("lockdown",)), functions=NO_SECURITY_CALLS, no_tracefs=("no events",))
+    found = diagnose(seen, ENFORCE)
     assert found.answer is Answer.NO
     assert any("lsm=lockdown,bpf" in reason for reason in found.because)
     assert [rung.offered for rung in found.rungs[:3]] == [False, False, False]
@@ -249,6 +250,32 @@ def test_what_decides_and_was_not_seen_is_neither_yes_nor_no() -> None:
     found = diagnose(replace(with_facts(lsms=None), functions=NO_SECURITY_CALLS), ENFORCE)
     assert found.answer is Answer.UNKNOWN
     assert "mount -t securityfs" in found.because[0]
+
+
+def test_without_programs_the_kernel_is_left_to_refuse() -> None:
+    """No BTF: tracefs, which can have sig_enforce set, and has no LoadPin here."""
+    seen = with_facts(btf=False)
+    found = diagnose(seen, ENFORCE)
+    assert found.answer is Answer.YES
+    assert found.node_can is not None
+    assert found.node_can.backend is Backend.TRACEFS
+    assert "module.sig_enforce=1" in found.node_can.enforces
+    assert {"pid", "path", "sha256"} <= set(found.node_can.fleeting)
+    pinned = replace(ENFORCE, policy=replace(ENFORCE.policy, policy=Policy.UNSPECIFIED))
+    found = diagnose(seen, pinned)
+    assert found.answer is Answer.NO
+    assert "no LoadPin of its own" in found.because[0]
+    exempt = replace(ENFORCE, policy=replace(ENFORCE.policy, pinned_root_exempt=True))
+    assert diagnose(seen, exempt).answer is Answer.NO
+    watched = replace(pinned, policy=replace(pinned.policy, mode=Mode.AUDIT))
+    assert diagnose(seen, watched).answer is Answer.YES
+
+
+def test_trace_events_out_of_sight_are_no_answer() -> None:
+    ladder = {rung.backend: rung for rung in rungs(replace(GOOD, no_tracefs=None, kconfig=None))}
+    assert ladder[Backend.TRACEFS].offered is None
+    built = replace(GOOD, no_tracefs=None, kconfig={"FTRACE_SYSCALLS": "y"})
+    assert {rung.backend: rung for rung in rungs(built)}[Backend.TRACEFS].offered is True
 
 
 def test_an_old_kernel_keeps_the_basic_rung() -> None:
@@ -448,12 +475,12 @@ def test_text_and_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = text.splitlines()
     assert lines[0].split()[:3] == ["RUNG", "NODE", "KMODGATE"]
     assert lines[1].split()[:4] == ["bpf-lsm", "no", "has", "it"]
-    assert ["not yet" in line for line in lines[2:6]] == [False, False, True, True]
+    assert ["not yet" in line for line in lines[2:6]] == [False, False, True, False]
     assert "ENFORCE_SIGNED_MODULES cannot be enforced here:" in lines
     code, out, _ = run(capsys, "--root", root, "--output", "json")
     document = json.loads(out)
     assert (code, document["answer"]) == (1, "no")
-    assert [rung["implemented"] for rung in document["rungs"]] == [True, True, True, False, False]
+    assert [rung["implemented"] for rung in document["rungs"]] == [True, True, True, False, True]
     for reason in document["because"]:
         assert f"  - {reason}" in lines
 
@@ -461,11 +488,11 @@ def test_text_and_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_config_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = image(tmp_path / "image", {"6.1.0": CONFIG})
     config = tmp_path / "node.yaml"
-    config.write_text("kmodgate: {mode: audit, backend: tracefs}\n")
+    config.write_text("kmodgate: {mode: audit, backend: bcc}\n")
     code, out, _ = run(capsys, "--root", str(root), "--config", str(config), "--output", "json")
     document = json.loads(out)
     assert (code, document["policy"], document["mode"]) == (1, "POLICY_UNSPECIFIED", "audit")
-    assert any("backend tracefs is not in this version" in reason for reason in document["because"])
+    assert any("backend bcc is not in this version" in reason for reason in document["because"])
     assert any("nothing is denied" in line["message"] for line in document["checks"])
     config.write_text("kmodgate:\n  nodePools:\n  - {name: a, nodeSelector: {x: 'y'}, mode: audit}\n")
     assert run(capsys, "--root", str(root), "--config", str(config))[0] == 1

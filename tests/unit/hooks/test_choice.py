@@ -131,8 +131,8 @@ def test_without_bpf_among_the_security_modules_the_gates_are_next() -> None:
 
 
 def test_what_is_not_there_is_not_replaced_by_something_else() -> None:
-    with pytest.raises(HookError, match="backend tracefs is not in this version"):
-        choose(NEW, Backend.TRACEFS)
+    with pytest.raises(HookError, match="backend bcc is not in this version"):
+        choose(NEW, Backend.BCC)
 
 
 def test_every_word_of_the_config_names_a_rung() -> None:
@@ -140,3 +140,22 @@ def test_every_word_of_the_config_names_a_rung() -> None:
     assert {word.rung for word in BackendChoice if word is not BackendChoice.AUTO} == set(Backend) - {
         Backend.NONE
     }
+
+
+def test_without_programs_trace_events_are_what_is_left() -> None:
+    features = replace(NEW, no_programs="no type information", no_tracefs=())
+    found = choose(features)
+    assert found.backend is Backend.TRACEFS
+    assert found.passed_over == tuple((backend, ("no type information",)) for backend in choice.BACKENDS)
+    with pytest.raises(HookError, match="backend bpf-lsm cannot work on this kernel: no type information"):
+        choose(features, Backend.BPF_LSM)
+    with pytest.raises(HookError, match="tracefs: trace events were not looked for"):
+        choose(replace(NEW, no_programs="no type information"))
+
+
+def test_under_a_rung_that_broke_only_lower_ones_are_taken() -> None:
+    features = replace(NEW, no_tracefs=())
+    assert choose(features, below=Backend.BPF_LSM).backend is Backend.BPF_LSM_BASIC
+    assert choose(features, below=Backend.BPF_LSM_BASIC).backend is Backend.TRACEFS
+    with pytest.raises(HookError, match="no backend"):
+        choose(features, below=Backend.TRACEFS)

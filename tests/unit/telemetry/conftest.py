@@ -19,13 +19,13 @@ from kmodgate.model import (
     LoadEvent,
     Mode,
     Origin,
-    Pod,
     Policy,
     Reason,
     SignatureStatus,
     Signer,
     Verdict,
 )
+from kmodgate.workload import Owner, Pod, Workload
 
 DENIAL = LoadEvent(
     time=datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=UTC),
@@ -55,8 +55,18 @@ DENIAL = LoadEvent(
     exe="/usr/bin/kmod",
     uid=0,
     container_id="c" * 64,
-    pod=Pod("0d3b1c52-0000-4000-8000-000000000001", "default", "loader-0"),
+    workload=Workload.POD,
+    pod=Pod(
+        "0d3b1c52-0000-4000-8000-000000000001",
+        "default",
+        "loader-0",
+        "loader",
+        "registry.example/loader:1",
+        Owner("StatefulSet", "loader"),
+        "drivers",
+    ),
     node="node-a",
+    pool="gpu",
     hold_ns=1_234_567,
     decision_ns=2_000_999,
 )

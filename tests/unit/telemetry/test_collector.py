@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from kmodgate.kube.notices import Outcome
 from kmodgate.model import (
     Api,
     Backend,
@@ -32,10 +33,14 @@ from kmodgate.model import (
 )
 from kmodgate.node import PinnedRoot
 from kmodgate.telemetry.collector import AgentMetrics
+from kmodgate.telemetry.exemplars import Exemplars
 from kmodgate.telemetry.expected import expected_loads
 from kmodgate.telemetry.flood import LeftOut
+from kmodgate.telemetry.kubernetes import NoticeOutcome
 from kmodgate.telemetry.lines import Loss
 from kmodgate.telemetry.metrics import TABLE, LoadedSignature, QuestionOutcome
+from kmodgate.telemetry.sink import SinkCounts
+from kmodgate.telemetry.sinkmetrics import EventSink
 from kmodgate.telemetry.status import AgentStatus, Heartbeat, TrustAnchorValidity
 from kmodgate.telemetry.table import OTHER
 
@@ -44,7 +49,14 @@ ROOT = PinnedRoot(27, 254, 1, "/", "ext4", "/dev/vda1", mount_read_only=False, s
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
+def sinks() -> Mapping[EventSink, SinkCounts]:
+    return {sink: SinkCounts(7, {Loss.QUEUE_FULL: 3, Loss.WRITE_FAILED: 0}) for sink in EventSink}
+
+
 class FakeLog:
+    def __init__(self) -> None:
+        self.exemplars = Exemplars()
+
     def suppressed(self) -> Mapping[LeftOut, int]:
         return {LeftOut(Verdict.DENY, Reason.UNSIGNED): 12}
 
@@ -130,14 +142,16 @@ def test_zeros_follow_the_policy() -> None:
 
 
 def test_kernel_histograms_are_cumulated(metrics: AgentMetrics, counters: Any) -> None:
-    counters.histograms["decision"] = KernelHistogram(((1e-6, 5), (2e-6, 0), (4e-6, 7), (math.inf, 1)), 0.25)
+    counters.histograms["decision"] = KernelHistogram(
+        ((1e-6, 5), (2e-6, 0), (4e-6, 7), (8e-6, 2), (16e-6, 3), (math.inf, 1)), 0.25
+    )
     metrics.attach(counters)
     samples = scrape(metrics)
     name = "kmodgate_decision_seconds"
-    assert [value(samples, f"{name}_bucket", le=le) for le in ("1e-06", "2e-06", "4e-06", "+Inf")] == [
-        5, 5, 12, 13,
+    assert [value(samples, f"{name}_bucket", le=le) for le in ("4e-06", "1.6e-05", "6.4e-05", "+Inf")] == [
+        12, 17, 17, 18,
     ]  # fmt: skip
-    assert value(samples, f"{name}_count") == 13
+    assert value(samples, f"{name}_count") == 18
     assert value(samples, f"{name}_sum") == 0.25
     assert value(samples, "kmodgate_hold_seconds_count") == 0
 
@@ -194,11 +208,11 @@ def test_status(metrics: AgentMetrics, status: AgentStatus, enforce: EffectivePo
 
 
 def test_agent_counts(metrics: AgentMetrics) -> None:
-    for seconds in (0.0004, 0.0005, 0.003, 99.0):
+    for seconds in (0.0004, 0.001, 0.003, 99.0):
         metrics.observe_verify(seconds)
     metrics.count_question(QuestionOutcome.TRUSTED)
     samples = scrape(metrics)
-    assert value(samples, "kmodgate_verify_seconds_bucket", le="0.0005") == 2
+    assert value(samples, "kmodgate_verify_seconds_bucket", le="0.001") == 2
     assert value(samples, "kmodgate_verify_seconds_bucket", le="0.005") == 3
     assert value(samples, "kmodgate_verify_seconds_count") == 4
     assert value(samples, "kmodgate_questions_total", outcome="trusted") == 1
@@ -274,12 +288,45 @@ def test_a_node_with_everything_counted_stays_small(
         (*((2**n * 1e-6, 1) for n in range(23)), (math.inf, 1)), 1.0
     )
     metrics.attach(counters)
-    metrics.attach_event_log(FakeLog())
+    metrics.attach_event_log(FakeLog(), sinks)
+    metrics.attach_cluster(FakeCluster())
     samples = scrape(metrics)
     anchors = [k for k in samples if k[0].startswith("kmodgate_trust_anchor_not_after")]
     assert len(anchors) == 64
     assert value(samples, "kmodgate_trust_anchors") == 500
     assert len(samples) - len(anchors) < 200
+
+
+class FakeCluster:
+    joined = True
+    node = "node-a"
+
+    def watches(self) -> dict[str, bool]:
+        return {"node": True, "pods": False}
+
+    def notices(self) -> dict[str, int]:
+        return {"sent": 3, "dropped": 0, "refused": 1}
+
+
+def test_the_cluster_and_the_node_pool(
+    metrics: AgentMetrics, status: AgentStatus, enforce: EffectivePolicy
+) -> None:
+    status.set_policy(enforce, "gpu")
+    samples = scrape(metrics)
+    assert value(samples, "kmodgate_node_pool_info", pool="gpu", node="") == 1
+    assert not [name for name, _ in samples if name.startswith("kmodgate_kubernetes")]
+    metrics.attach_cluster(FakeCluster())
+    samples = scrape(metrics)
+    assert value(samples, "kmodgate_kubernetes_watch_current", resource="node") == 1
+    assert value(samples, "kmodgate_kubernetes_watch_current", resource="pods") == 0
+    assert value(samples, "kmodgate_kubernetes_events_total", outcome="sent") == 3
+    assert value(samples, "kmodgate_kubernetes_events_total", outcome="refused") == 1
+    status.set_policy(enforce, None)
+    assert value(scrape(metrics), "kmodgate_node_pool_info", pool="", node="node-a") == 1
+
+
+def test_the_words_for_notices_are_those_of_kube() -> None:
+    assert [str(word) for word in NoticeOutcome] == [str(word) for word in Outcome]
 
 
 def test_everything_exported_is_in_the_table_and_the_other_way_round(
@@ -289,8 +336,11 @@ def test_everything_exported_is_in_the_table_and_the_other_way_round(
     status.reload_succeeded(1.0)
     status.set_gap(enforcement=0.0, agent=2.5)
     status.set_pins(ROOT, current=True, verity=0)
+    status.set_hold_limit(0.25)
     metrics.attach(counters)
-    metrics.attach_event_log(FakeLog())
+    metrics.attach_event_log(FakeLog(), sinks)
+    metrics.attach_guard(dict)
+    metrics.attach_cluster(FakeCluster())
     exported = {family.name: family.documentation for family in metrics.registry.collect()}
     assert exported == {metric.family: metric.help for metric in TABLE}
 

@@ -27,7 +27,6 @@ from kmodgate.model import (
     LoadEvent,
     Mode,
     Origin,
-    Pod,
     Policy,
     Reason,
     SignatureStatus,
@@ -38,6 +37,7 @@ from kmodgate.telemetry.events import Cause, EventLog, errno_name, is_remarkable
 from kmodgate.telemetry.flood import FloodLimit, LeftOut, Rate
 from kmodgate.telemetry.inventory import InventoryOutcome, LoadedModuleReport, inventory_record
 from kmodgate.telemetry.metrics import LoadedSignature
+from kmodgate.workload import Owner, Pod, Workload
 
 Change = Callable[..., LoadEvent]
 SCHEMA = json.loads(files("kmodgate.telemetry").joinpath("event.schema.json").read_text())
@@ -64,6 +64,7 @@ def test_every_key_of_a_denial(denial: LoadEvent) -> None:
         "sequence": 9,
         "time": "2026-03-04T05:06:07.000089Z",
         "node": "node-a",
+        "pool": "gpu",
         "verdict": "deny",
         "reason": "untrusted_signer",
         "errno": "EKEYREJECTED",
@@ -91,12 +92,18 @@ def test_every_key_of_a_denial(denial: LoadEvent) -> None:
         "comm": "insmod",
         "exe": "/usr/bin/kmod",
         "uid": 0,
+        "workload": "pod",
         "container_id": "c" * 64,
         "pod": {
             "uid": "0d3b1c52-0000-4000-8000-000000000001",
             "namespace": "default",
             "name": "loader-0",
+            "container": "loader",
+            "image": "registry.example/loader:1",
+            "owner": {"kind": "StatefulSet", "name": "loader"},
+            "service_account": "drivers",
         },
+        "kernel_request": None,
         "hold_us": 1234,
         "decision_us": 2000,
     }
@@ -147,8 +154,21 @@ events = st.builds(
     exe=hostile,
     uid=unsigned,
     container_id=hostile,
-    pod=st.none() | st.builds(Pod, st.text(max_size=20), hostile, hostile),
+    workload=st.none() | st.sampled_from(Workload),
+    pod=st.none()
+    | st.builds(
+        Pod,
+        st.text(max_size=20),
+        hostile,
+        hostile,
+        hostile,
+        hostile,
+        st.none() | st.builds(Owner, st.text(max_size=20), st.text(max_size=20)),
+        hostile,
+    ),
+    kernel_request=hostile,
     node=hostile,
+    pool=hostile,
     hold_ns=st.integers(0, 2**63),
     decision_ns=st.integers(0, 2**63),
 )
@@ -177,7 +197,8 @@ def test_a_line_is_bounded_whatever_is_in_it(change: Change) -> None:
     huge = "\U000e0001" * 100_000
     event = change(
         path=huge, exe=huge, comm=huge, module=huge, signature_detail=huge, trusted_by=huge, node=huge,
-        file_system=huge, container_id=huge, pod=Pod(huge, huge, huge), signer=Signer(huge, huge, huge, huge),
+        file_system=huge, container_id=huge, kernel_request=huge, pool=huge,
+        pod=Pod(huge, huge, huge, huge, huge, Owner(huge, huge), huge), signer=Signer(huge, huge, huge, huge),
     )  # fmt: skip
     line = to_json(event, sequence=1)
     VALIDATOR.validate(json.loads(line))
@@ -193,6 +214,7 @@ def test_schema_is_valid_and_knows_the_closed_sets() -> None:
     assert keys["mode"]["enum"] == list(Mode)
     assert keys["policy"]["enum"] == list(Policy)
     assert keys["api"]["enum"] == [a.label for a in Api]
+    assert keys["workload"]["enum"] == [*Workload, None]
     assert keys["origin"]["enum"] == [*(o.label for o in Origin), None]
     assert keys["signature_status"]["enum"] == [*SignatureStatus, None]
     missing = SCHEMA["$defs"]["suppressed"]["properties"]["missing"]["items"]["properties"]

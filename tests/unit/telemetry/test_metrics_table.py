@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmodgate.telemetry.metrics import TABLE, markdown
+from kmodgate.telemetry.metrics import TABLE
+from kmodgate.telemetry.reference import markdown
 from kmodgate.telemetry.table import OTHER, Kind, Label, Metric
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -35,7 +36,7 @@ BY_NAME = {metric.name: metric for metric in TABLE}
 
 
 def test_docs_are_generated() -> None:
-    assert DOCS.read_text() == markdown(), "run: python -m kmodgate.telemetry.metrics > docs/metrics.md"
+    assert DOCS.read_text() == markdown(), "run: python -m kmodgate.telemetry.reference > docs/metrics.md"
 
 
 def test_final_names_are_there_once() -> None:

@@ -34,8 +34,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The page that starts an agent of its own goes before the one that all others share."""
-    items.sort(key=lambda item: item.path.name != "test_docs_signing.py")
+    """Those that start an agent of their own go before the one that all others share."""
+    items.sort(key=lambda item: item.path.name not in {"test_docs_signing.py", "test_cluster_mode.py"})
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

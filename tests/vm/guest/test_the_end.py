@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 from tests.vm import lab
+
+from kmodgate.hooks import bpfcall
+
+PINS = Path("/sys/fs/bpf/kmodgate")
 
 
 def test_the_agent_stays_small(agent: lab.Agent) -> None:
@@ -30,12 +35,24 @@ def test_sigterm_stops_cleanly_and_enforcement_stays(
     assert "enforcement goes on without the agent" in session_agent.log()
     assert "Traceback" not in session_agent.log()
     assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+    held = bpfcall.pinned(next(iter(sorted(PINS.glob("abi-*/links/*/*")))))
+    try:
+        done = subprocess.run(["kmodgate", "detach"], check=False, capture_output=True, text=True)
+    finally:
+        os.close(held)
+    assert done.returncode == 3
+    assert "go on enforcing: another process holds them" in done.stderr
     done = subprocess.run(["kmodgate", "detach"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "no longer enforces" in done.stdout
+    assert "nothing was attached" in done.stdout
     assert lab.finit(work / "kmgtest.unsigned.ko").ok  # nobody enforces any more
     lab.unload("kmgtest")
-    assert not Path("/sys/fs/bpf/kmodgate").exists()
+    with lab.running(tmp_path, lab.config(lab.ENFORCE)):
+        pass
+    # As soon as the command has ended, so has enforcement.
+    assert lab.finit(work / "kmgtest.unsigned.ko").ok
+    lab.unload("kmgtest")
+    assert not PINS.exists()
     other = lab.Agent(tmp_path)
     other.config_path.write_text(lab.config(lab.ENFORCE, trust={"certificates": ["/nowhere.pem"]}))
     done = subprocess.run(

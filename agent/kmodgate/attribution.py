@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asked for a load: a pod's container, another container, the node itself, or the kernel.
+
+Best effort, for people; nothing is decided here. The process is asked while it is there, and
+else the cgroup that the programs saw. Pods come from the API server, if there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from .hooks.kernfs import path_of_cgroup
+from .kube.cgroups import CgroupRef, parse_path, parse_proc_cgroup
+from .workload import Pod, Workload
+
+log = logging.getLogger(__name__)
+
+_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
+_MAX_FILE: Final = 64 << 10
+_REMEMBERED: Final = 4096
+_CGROUP_ROOTS: Final = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
+
+FindPod = Callable[[CgroupRef], Pod | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Who asked for a load; each None where it is not known.
+
+    Attributes:
+        kernel_request: what the kernel asked ``modprobe`` for. It has no word on which process
+            made it ask: ``modprobe`` is a child of a kernel thread.
+    """
+
+    workload: Workload | None = None
+    container_id: str | None = None
+    pod: Pod | None = None
+    kernel_request: str | None = None
+
+
+UNKNOWN: Final = Attribution()
+
+
+def is_same_process(proc: Path, tgid: int, tid: int, start_time: int) -> bool:
+    """Whether a thread is still the one that began at ``start_time`` (nanoseconds since boot)."""
+    fields = _stat(proc / str(tgid) / "task" / str(tid))
+    return len(fields) > 19 and fields[19].isdigit() and int(fields[19]) == start_time // _TICK_NS  # noqa: PLR2004
+
+
+class Attributor:
+    """Finds out who asked for a load.
+
+    Args:
+        proc: where procfs is mounted.
+        find_pod: the pod of a cgroup (``PodStore.find``); None where no pods are known.
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), find_pod: FindPod | None = None) -> None:
+        self._proc = proc
+        self._find_pod = find_pod
+        self._refs: OrderedDict[int, CgroupRef] = OrderedDict()
+        self._said = False
+
+    def of(
+        self, tgid: int, tid: int, start_time: int, *, parent: int | None = None, cgroup: int = 0
+    ) -> Attribution:
+        """Who a thread works for.
+
+        Args:
+            tgid: its process.
+            tid: the thread.
+            start_time: when it began, nanoseconds since boot.
+            parent: its parent process; read from procfs where None.
+            cgroup: id of its cgroup in the v2 hierarchy; 0: not known.
+        """
+        task = self._proc / str(tgid) / "task" / str(tid)
+        ref = parse_proc_cgroup(_read(task / "cgroup"))
+        request = self._kernel_request(tgid, task, parent)
+        if not is_same_process(self._proc, tgid, tid, start_time):
+            ref, request = None, None
+        if request is not None:
+            return Attribution(Workload.KERNEL, kernel_request=request)
+        if ref is None:
+            ref = self._by_id(cgroup)
+        elif cgroup and not ref.is_host:
+            self._remember(cgroup, ref)
+        if ref is None:
+            return UNKNOWN
+        if ref.is_host:
+            return Attribution(Workload.HOST)
+        pod = self._pod(ref)
+        return Attribution(Workload.CONTAINER if pod is None else Workload.POD, ref.container_id, pod)
+
+    def _pod(self, ref: CgroupRef) -> Pod | None:
+        if self._find_pod is not None:
+            return self._find_pod(ref)
+        return None if ref.pod_uid is None else Pod(ref.pod_uid)
+
+    def _remember(self, cgroup: int, ref: CgroupRef) -> None:
+        self._refs[cgroup] = ref
+        self._refs.move_to_end(cgroup)
+        while len(self._refs) > _REMEMBERED:
+            self._refs.popitem(last=False)
+
+    def _by_id(self, cgroup: int) -> CgroupRef | None:
+        """From the id that the programs saw, when the process is gone."""
+        if not cgroup:
+            return None
+        known = self._refs.get(cgroup)
+        if known is not None:
+            return known
+        for place in _CGROUP_ROOTS:
+            root = self._proc / "1/root" / place
+            if not (root / "cgroup.procs").exists():
+                continue  # no cgroup file system itself, but where those of cgroup v1 are mounted
+            try:
+                ref = parse_path(path_of_cgroup(root, cgroup))
+            except OSError as error:
+                if isinstance(error, PermissionError) and not self._said:
+                    self._said = True
+                    log.warning(
+                        "pods of processes that are gone cannot be told: %s; give CAP_DAC_READ_SEARCH", error
+                    )
+                return None
+            # Beside cgroup v1 the v2 hierarchy may hold every process in its root.
+            if ref.is_host and not (root / "cgroup.controllers").exists():
+                return None
+            if ref.is_host and place != _CGROUP_ROOTS[0]:
+                return None
+            self._remember(cgroup, ref)
+            return ref
+        return None
+
+    def _kernel_request(self, tgid: int, task: Path, parent: int | None) -> str | None:
+        """What the kernel asked for, if it was the kernel that started this process.
+
+        It calls ``modprobe -q -- NAME`` (``call_modprobe`` in ``kernel/module/kmod.c``) from one of
+        its own threads; nobody else has such a thread for a parent.
+        """
+        if parent is None:
+            fields = _stat(task)
+            parent = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
+        of_parent = _stat(self._proc / str(parent))
+        if len(of_parent) <= 6 or not of_parent[6].isdigit() or not int(of_parent[6]) & _PF_KTHREAD:  # noqa: PLR2004
+            return None
+        words = _read(self._proc / str(tgid) / "cmdline").split("\0")
+        return words[3] if len(words) > 3 and words[1:3] == ["-q", "--"] and words[3] else None  # noqa: PLR2004
+
+
+def _stat(directory: Path) -> list[str]:
+    """The fields of proc_pid_stat(5) from the third one on: behind the name, which may hold anything."""
+    return _read(directory / "stat").rpartition(")")[2].split()
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb", buffering=0) as file:
+            return os.fsdecode(file.read(_MAX_FILE) or b"")
+    except OSError:
+        return ""

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's own switches: set when the policy asks, and said when they are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kmodgate.hooks.switches import KernelSwitches
+from kmodgate.model import EffectivePolicy, Mode, Policy
+from kmodgate.node import NodePaths
+
+ENFORCE = EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=True)
+PINNED = EffectivePolicy(Policy.UNSPECIFIED, Mode.ENFORCE, load_pin=True)
+FREE = EffectivePolicy(Policy.UNSPECIFIED, Mode.ENFORCE, load_pin=False)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> NodePaths:
+    paths = NodePaths(proc=tmp_path / "proc", sys=tmp_path / "sys")
+    (paths.sys / "module/module/parameters").mkdir(parents=True)
+    (paths.proc / "sys/kernel/loadpin").mkdir(parents=True)
+    signatures(paths).write_text("N\n")
+    load_pin(paths).write_text("0\n")
+    return paths
+
+
+def signatures(paths: NodePaths) -> Path:
+    return paths.sys / "module/module/parameters/sig_enforce"
+
+
+def load_pin(paths: NodePaths) -> Path:
+    return paths.proc / "sys/kernel/loadpin/enforce"
+
+
+def test_signatures_are_enforced_by_the_kernel(node: NodePaths, caplog: pytest.LogCaptureFixture) -> None:
+    switches = KernelSwitches(node)
+    assert switches.apply(ENFORCE) == ()
+    assert signatures(node).read_text().startswith("1")
+    assert load_pin(node).read_text() == "0\n"
+    assert switches.set_here == ("module.sig_enforce",)
+    assert caplog.text.count("module.sig_enforce is 1 from now on") == 1
+    assert switches.apply(ENFORCE) == ()
+    assert caplog.text.count("from now on") == 1
+    assert switches.restore() == "module.sig_enforce stays 1 until the next boot"
+
+
+def test_what_the_kernel_cannot_unset_is_said_once(node: NodePaths, caplog: pytest.LogCaptureFixture) -> None:
+    switches = KernelSwitches(node)
+    switches.apply(ENFORCE)
+    for _ in range(3):
+        assert switches.apply(FREE) == ()
+    assert caplog.text.count("stays 1 until the next boot") == 1
+
+
+def test_load_pin_goes_both_ways(node: NodePaths) -> None:
+    switches = KernelSwitches(node)
+    assert switches.apply(PINNED) == ()
+    assert load_pin(node).read_text().startswith("1")
+    assert signatures(node).read_text() == "N\n"
+    load_pin(node).write_text("0\n")  # by somebody
+    assert switches.apply(PINNED) == ()
+    assert load_pin(node).read_text().startswith("1")
+    assert switches.apply(FREE) == ()
+    assert load_pin(node).read_text().startswith("0")
+    switches.apply(PINNED)
+    assert switches.restore() == ""
+    assert load_pin(node).read_text().startswith("0")
+
+
+def test_what_was_on_already_stays_on(node: NodePaths) -> None:
+    load_pin(node).write_text("1\n")
+    signatures(node).write_text("Y\n")
+    switches = KernelSwitches(node)
+    assert switches.apply(PINNED) == switches.apply(ENFORCE) == ()
+    assert switches.set_here == ()
+    assert switches.restore() == ""
+    assert load_pin(node).read_text() == "1\n"
+
+
+@pytest.mark.parametrize("policy", [ENFORCE, PINNED])
+def test_audit_sets_nothing(node: NodePaths, policy: EffectivePolicy) -> None:
+    assert KernelSwitches(node).apply(replace(policy, mode=Mode.AUDIT)) == ()
+    assert (signatures(node).read_text(), load_pin(node).read_text()) == ("N\n", "0\n")
+
+
+def test_a_switch_that_is_missing_is_said_with_a_remedy(node: NodePaths) -> None:
+    signatures(node).unlink()
+    load_pin(node).unlink()
+    (said,) = KernelSwitches(node).apply(ENFORCE)
+    assert "CONFIG_MODULE_SIG=y" in said
+    (said,) = KernelSwitches(node).apply(PINNED)
+    assert "CONFIG_SECURITY_LOADPIN" in said
+
+
+def test_a_switch_that_does_not_move_is_said(node: NodePaths) -> None:
+    """A sysctl may take a write and stay as it is; a link to nowhere stands for one here."""
+    signatures(node).unlink()
+    signatures(node).symlink_to("/dev/null")
+    (said,) = KernelSwitches(node).apply(ENFORCE)
+    assert "module.sig_enforce cannot be set (the write changed nothing)" in said
