@@ -13,12 +13,11 @@ waits any more, last events told, programs left in force or detached (``onExit``
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
@@ -30,6 +29,7 @@ from .config.watch import ConfigWatcher, Debounce
 from .errors import HookError, KmodgateError
 from .gap import gap_before, note_detached
 from .gap import now as since_boot
+from .hooks import abi
 from .hooks.choice import Choice
 from .hooks.pins import counts_since
 from .hooks.rung import RungBackend
@@ -45,7 +45,7 @@ from .policy import compile_table
 from .readiness import Readiness
 from .report import report
 from .safeguard.hardening import Hardening
-from .settings import Settings, files_named, next_validity_change, read_settings, refuse_on_rung, summary
+from .settings import Settings, files_named, next_validity_change, read_settings, refuse_on_rung
 from .standing import Standing
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
@@ -156,7 +156,8 @@ class Agent:
         with self._undone_if_it_fails(backend):
             self._start_enforcing(backend, facts, stack)
         outlets.serve(lambda: report(self._settings, self._status, self._readiness, self._metrics, outlets))
-        self._announce()
+        told = (self._settings.summary(), self._choice.backend, self._port, self._timings)
+        log.info("ready: %s, backend %s, metrics on port %d; start took %s", *told)
         notify("READY=1")
         self._lookout = stack.enter_context(
             Lookout(facts, self._paths, self._status, outlets.log, self._answerer)
@@ -275,10 +276,6 @@ class Agent:
             for anchor in self._settings.trust.anchors
         )
 
-    def _announce(self) -> None:
-        told = (summary(self._settings), self._choice.backend, self._port, self._timings)
-        log.info("ready: %s, backend %s, metrics on port %d; start took %s", *told)
-
     # --- the loop -----------------------------------------------------------------------
 
     def _loop(
@@ -300,7 +297,7 @@ class Agent:
                     # A batch in each turn, so that a storm keeps nobody from the heartbeat.
                     behind = False
                     with survive():
-                        behind = self._tell(backend, event_log)
+                        behind = self._tell(backend.events(), event_log)
                 due = self._reload.wait(now)
                 wait = 0.0 if behind else min(tick - now, due if due is not None else _TICK)
                 ready = selector.select(max(0.0, wait))
@@ -308,7 +305,7 @@ class Agent:
                     # Whatever goes wrong with one load must not end enforcement for all.
                     with survive():
                         if key.data is backend.event_ring:
-                            self._tell(backend, event_log)
+                            self._tell(backend.events(), event_log)
                         elif key.data in receivers:
                             key.data.receive()
                         elif key.data is watcher:
@@ -358,10 +355,10 @@ class Agent:
                 asker = (question.tgid, question.tid)
                 self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call))
 
-    def _tell(self, backend: RungBackend, event_log: EventLog) -> bool:
+    def _tell(self, records: Iterable[abi.Event], event_log: EventLog) -> bool:
         """Tell a batch of loads that ended; False when there was none."""
         loaded = some = False
-        for record in backend.events():
+        for record in records:
             some = True
             loaded |= bool(record.loaded)
             with survive():
@@ -409,16 +406,12 @@ class Agent:
             self._cluster.refused(error)
             log.error("config not reloaded, the last good one stays in force: %s", error)
             return files_named(self._config_path)
-        log.info("config reloaded: %s", summary(new))
+        log.info("config reloaded: %s", new.summary())
         return []
 
     def _apply(self, backend: RungBackend, old: Settings, new: Settings) -> None:
-        if (new.config.listen, new.config.web_config) != (old.config.listen, old.config.web_config):
-            log.warning("listen or webConfig changed: it takes effect at the next start")
-        if new.config.on_exit is OnExit.KEEP and not backend.pinned:
-            log.warning("onExit keep: nothing is pinned; it takes effect at the next start")
-        if new.config.backend != old.config.backend:
-            log.warning("backend changed: it takes effect at the next start")
+        for what in old.left_for_next_start(new, pinned=backend.pinned):
+            log.warning("%s: it takes effect at the next start", what)
         self._hardening.reconfigured(new.config)
         self._outlets.configure(new.config.event_sinks)
         self._settings = new
@@ -441,9 +434,7 @@ class Agent:
         keep = self._settings.config.on_exit is OnExit.KEEP and backend.pinned
         self._hardening.stop(keep=keep)
         if keep:
-            for record in backend.events():
-                with survive():
-                    event_log.write(self._observer.event(record))
+            self._tell(backend.events(), event_log)
             log.info(
                 "stopped: enforcement goes on without the agent; `kmodgate detach` ends it, and what the "
                 "agent would have to verify meets failurePolicy %s",
@@ -452,9 +443,7 @@ class Agent:
             return
         backend.detach()
         self._status.set_enforcing(enforcing=False)
-        for record in backend.drain():
-            with survive():
-                event_log.write(self._observer.event(record))
+        self._tell(backend.drain(), event_log)
         backend.forget()
         note_detached()
         keep = self._settings.config.on_exit is OnExit.KEEP

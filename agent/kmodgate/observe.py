@@ -153,7 +153,7 @@ class Observer:
             tid=record.tid,
             ppid=record.parent if called else None,
             comm=os.fsdecode(abi.text(record.comm)) if called else None,
-            exe=self._executables.pop(record.question, None) or exe,
+            exe=exe,
             uid=record.uid if called else None,
             workload=who.workload,
             container_id=who.container_id,

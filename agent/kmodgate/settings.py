@@ -19,7 +19,7 @@ from typing import Final
 
 from . import __version__
 from . import config as node_config
-from .config import BackendChoice, CannotEnforce, KernelProfileChoice, NodeConfig, to_effective_policy
+from .config import BackendChoice, CannotEnforce, KernelProfileChoice, NodeConfig, OnExit, to_effective_policy
 from .errors import KmodgateError, NodeError
 from .fsutil import read_regular_file
 from .model import Backend, EffectivePolicy, Policy
@@ -62,6 +62,24 @@ class Settings:
             digest.update(os.urandom(16))
         return int.from_bytes(digest.digest()[:8], "little")
 
+    def summary(self) -> str:
+        """In a few words, for the log."""
+        load_pin = "on" if self.policy.load_pin else "off"
+        return (
+            f"{self.policy.policy}, mode {self.policy.mode}, LoadPin {load_pin}, "
+            f"{len(self.trust)} configured certificate(s)"
+        )
+
+    def left_for_next_start(self, new: Settings, *, pinned: bool) -> Iterator[str]:
+        """What ``new`` asks for that a running agent cannot do any more."""
+        was, asked = self.config, new.config
+        if (asked.listen, asked.web_config) != (was.listen, was.web_config):
+            yield "listen or webConfig changed"
+        if asked.on_exit is OnExit.KEEP and not pinned:
+            yield "onExit keep: nothing is pinned"
+        if asked.backend != was.backend:
+            yield "backend changed"
+
 
 def next_validity_change(settings: Settings, now: float) -> float:
     """Unix time at which a certificate's validity begins or ends next; infinity where none matters."""
@@ -81,16 +99,6 @@ def files_named(path: Path) -> list[Path]:
         return [*node_config.load(path).files]
     except KmodgateError:
         return []
-
-
-def summary(settings: Settings) -> str:
-    """The settings in a few words, for the log."""
-    policy = settings.policy
-    load_pin = "on" if policy.load_pin else "off"
-    return (
-        f"{policy.policy}, mode {policy.mode}, LoadPin {load_pin}, "
-        f"{len(settings.trust)} configured certificate(s)"
-    )
 
 
 def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> None:

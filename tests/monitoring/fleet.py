@@ -36,7 +36,6 @@ from kmodgate.model import (
     KernelHistogram,
     LoadEvent,
     Mode,
-    Pod,
     Policy,
     Reason,
     Verdict,
@@ -47,6 +46,7 @@ from kmodgate.telemetry.events import EventLog
 from kmodgate.telemetry.http import TelemetryServer
 from kmodgate.telemetry.metrics import LoadedSignature, OffSwitch, QuestionOutcome
 from kmodgate.telemetry.status import AgentStatus, TrustAnchorValidity
+from kmodgate.workload import Pod
 
 POOLS = {"general": 120, "gpu": 50, "edge": 20, "batch": 10}
 NODES = sum(POOLS.values())

@@ -15,8 +15,8 @@ from typing import Final
 from kmodgate.model import Api, Backend, By, FailurePolicy, Mode, Policy, Reason, Verdict
 from kmodgate.node import RootProtection
 
-from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT
 from .kubernetes import KUBERNETES_EVENTS, KUBERNETES_WATCH, NODE_POOL_INFO
+from .sinkmetrics import EVENT_SINK_DROPPED, EVENT_SINK_SENT
 from .table import Kind, Label, Metric
 
 

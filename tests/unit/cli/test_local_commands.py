@@ -36,7 +36,6 @@ from kmodgate.model import (
     EffectivePolicy,
     Mode,
     Origin,
-    Pod,
     Policy,
     Reason,
     Signer,
@@ -52,6 +51,7 @@ from kmodgate.signature.trust import load_certificates
 from kmodgate.telemetry.collector import AgentMetrics
 from kmodgate.telemetry.metrics import LoadedSignature
 from kmodgate.telemetry.status import AgentStatus, TrustAnchorValidity
+from kmodgate.workload import Pod
 
 STATUS_SCHEMA = jsonschema.Draft202012Validator(
     json.loads(files("kmodgate.local").joinpath("status.schema.json").read_text())

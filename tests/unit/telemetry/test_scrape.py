@@ -21,12 +21,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from kmodgate.hooks import abi
-from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, LoadEvent, Pod, Reason, Verdict
+from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, LoadEvent, Reason, Verdict
 from kmodgate.node import PinnedRoot
 from kmodgate.telemetry.collector import AgentMetrics
 from kmodgate.telemetry.events import EventLog
 from kmodgate.telemetry.metrics import HOLD_SECONDS, MODULE_LOADS, QuestionOutcome
 from kmodgate.telemetry.status import AgentStatus, TrustAnchorValidity
+from kmodgate.workload import Pod
 
 SERIES = 150
 ROOT = PinnedRoot(27, 254, 1, "/", "ext4", "/dev/vda1", mount_read_only=False, superblock_read_only=False)
