@@ -168,10 +168,11 @@ def mounted(name: str) -> Iterator[Path]:
         yield Path(buildah("mount", made))
 
 
-def unpack(name: str, target: Path) -> None:
-    """An image's files as one tar archive."""
+def disk(name: str, target: Path) -> None:
+    """An image's files as an ext4 file system, to be mounted read-only."""
     with mounted(name) as root:
-        subprocess.run(["tar", "--numeric-owner", "-C", root, "-cf", target, "."], check=True)
+        words = ("-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=0")
+        subprocess.run(["mkfs.ext4", *words, "-d", root, target, "400M"], check=True)
 
 
 def execute(
