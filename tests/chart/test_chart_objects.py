@@ -14,6 +14,7 @@ from tests.chart.helm import CHART, VALUES, Helm, objects, only
 
 from kmodgate import config
 from kmodgate.config import schema
+from kmodgate.config.sinks import EventSinksSection
 from kmodgate.model import Mode, Policy
 
 CI = CHART / "ci"
@@ -130,7 +131,7 @@ def test_no_key_of_the_config_is_beyond_the_values(newest: Helm) -> None:
     sinks = json.loads((CHART / "values.schema.json").read_text())["properties"]["eventSinks"]["properties"]
     assert {name: set(sink["properties"]) for name, sink in sinks.items()} == {
         key.name: set(schema.keys(key.section))
-        for key in schema.EventSinksSection.known.values()
+        for key in EventSinksSection.known.values()
         if key.section is not None
     }
     pool = yaml.safe_load((CHART / "values.schema.json").read_text())["definitions"]["pool"]["properties"]
