@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The agent's image. `make image` builds it with buildah; `docker build .` does, too. Targets:
 #   agent  the agent, for every backend that needs no compiler (the default, at the end)
-#   bcc    the same with BCC's Python bindings and the LLVM that they bring, 170 MB more
+#   bcc    the same with BCC's Python bindings and the LLVM that they bring, 240 MB more
 ARG BASE=debian:bookworm-slim
 
 # --- what compiles --------------------------------------------------------------------------

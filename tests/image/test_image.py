@@ -187,7 +187,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(
-    not os.environ.get("KMODGATE_TEST_BCC_IMAGE"), reason="170 MB of LLVM; run: make test-image-bcc"
+    not os.environ.get("KMODGATE_TEST_BCC_IMAGE"), reason="240 MB more; run: make test-image-bcc"
 )
 def test_the_bcc_variant_has_the_bindings() -> None:
     builder.need_builder()
