@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # The agent's image. `make image` builds it with buildah; `docker build .` does, too. Targets:
 #   agent  the agent, for every backend that needs no compiler (the default, at the end)
-#   bcc    the same with BCC's Python bindings and the LLVM that they bring, 170 MB more
+#   bcc    the same with BCC's Python bindings and the LLVM that they bring, 240 MB more
 ARG BASE=debian:bookworm-slim
 
 # --- what compiles --------------------------------------------------------------------------
@@ -10,7 +10,9 @@ RUN apt-get update \
 	&& DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 		clang libbpf-dev libc6-dev make python3 python3-pip python3-venv
 WORKDIR /src
-COPY . .
+COPY Makefile pyproject.toml README.md LICENSE ./
+COPY bpf bpf
+COPY agent agent
 # Where a proxy signs for the package index, `--secret id=ca,src=FILE` says whom to trust.
 RUN --mount=type=secret,id=ca,target=/run/ca.pem \
 	if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
@@ -38,11 +40,12 @@ RUN ln -s /opt/kmodgate/bin/kmodgate /usr/local/bin/kmodgate \
 # --- what is in it --------------------------------------------------------------------------
 FROM build AS sbom
 COPY --from=runtime /var/lib/dpkg /rootfs/var/lib/dpkg
+COPY image/sbom /usr/local/bin/sbom
 RUN --mount=type=secret,id=ca,target=/run/ca.pem \
 	if [ -s /run/ca.pem ]; then export PIP_CERT=/run/ca.pem; fi; \
 	export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
 	&& python3 -m venv /opt/sbom && /opt/sbom/bin/pip install --quiet cyclonedx-bom debsbom \
-	&& image/sbom /rootfs /opt/kmodgate /sbom
+	&& sbom /rootfs /opt/kmodgate /sbom
 
 # --- targets --------------------------------------------------------------------------------
 FROM runtime AS agent

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.chart.helm import CHART, VALUES, Helm, objects, only
 
 from kmodgate import config
 from kmodgate.config import schema
+from kmodgate.config.sinks import EventSinksSection
 from kmodgate.model import Mode, Policy
 
 CI = CHART / "ci"
@@ -94,6 +96,7 @@ def test_every_value_arrives(newest: Helm, tmp_path: Path) -> None:
         "pinned_root_exempt": "pinnedRootExempt",
         "backend": "backend",
         "on_exit": "onExit",
+        "cannot_enforce": "cannotEnforce",
         "hardened": "hardened",
     }.items():
         assert getattr(found, name) == values[key], key
@@ -105,7 +108,14 @@ def test_every_value_arrives(newest: Helm, tmp_path: Path) -> None:
     assert str(found.listen) == "[::]:19464"
     assert found.trust.require_validity
     assert found.trust.kernel_profile == values["trust"]["kernelProfile"]
-    assert [path.name for path in found.files] == ["old.der", "digests.txt"]
+    assert {"old.der", "digests.txt"} <= {path.name for path in found.files}
+    assert found.web_config == tmp_path / "web.yml"
+    assert found.kubernetes_condition is True
+    (agent,) = pod(rendered(newest, "everything"))["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in agent["volumeMounts"]}
+    assert mounts["tls"] == "/etc/kmodgate-tls"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert agent[probe]["httpGet"]["scheme"] == "HTTPS"
 
 
 def test_no_key_of_the_config_is_beyond_the_values(newest: Helm) -> None:
@@ -115,7 +125,15 @@ def test_no_key_of_the_config_is_beyond_the_values(newest: Helm) -> None:
         inside = {schema.Kmodgate: chart, schema.Trust: chart["trust"], schema.Logging: chart["logging"]}[
             section
         ]
-        assert set(schema.keys(section)) - {"listen"} <= inside.keys()
+        assert set(schema.keys(section)) - {"listen", "webConfig"} <= inside.keys()
+    assert {"webConfig"} <= chart["metrics"].keys()
+    assert set(schema.keys(schema.Kubernetes)) <= chart["kubernetes"].keys()
+    sinks = json.loads((CHART / "values.schema.json").read_text())["properties"]["eventSinks"]["properties"]
+    assert {name: set(sink["properties"]) for name, sink in sinks.items()} == {
+        key.name: set(schema.keys(key.section))
+        for key in EventSinksSection.known.values()
+        if key.section is not None
+    }
     pool = yaml.safe_load((CHART / "values.schema.json").read_text())["definitions"]["pool"]["properties"]
     assert set(schema.keys(schema.Pool)) - {"matchLabels"} <= pool.keys()
     assert newest.render()
@@ -177,7 +195,14 @@ def test_a_live_setting_changes_the_config_and_no_pod(newest: Helm, change: str)
 
 @pytest.mark.parametrize(
     "change",
-    ["metrics.port=9999", 'onExit="detach"', "hardened=true", 'backend="bpf-lsm"', 'listenAddress="::"'],
+    [
+        "metrics.port=9999",
+        'onExit="detach"',
+        "hardened=true",
+        'backend="bpf-lsm"',
+        'listenAddress="::"',
+        "kubernetes.events=false",
+    ],
 )
 def test_what_is_read_at_start_only_replaces_the_pods(newest: Helm, change: str) -> None:
     before, after = rendered(newest), rendered(newest, sets=(change,))

@@ -101,7 +101,9 @@ def test_it_is_labelled_and_runs_as_nobody(config: dict[str, Any]) -> None:
     labels = config["Labels"]
     assert labels["org.opencontainers.image.title"] == "kmodgate"
     assert labels["org.opencontainers.image.version"] == __version__
-    for name in ("licenses", "revision", "created", "description"):
+    assert labels["org.opencontainers.image.revision"] == builder.revision("%H")
+    assert labels["org.opencontainers.image.created"] == builder.revision("%cI")
+    for name in ("licenses", "description"):
         assert labels[f"org.opencontainers.image.{name}"]
 
 
@@ -127,7 +129,11 @@ def test_the_bill_of_materials_names_what_is_in_it(root: Path) -> None:
     }
     assert installed <= listed
     site = next((root / "opt/kmodgate/lib").glob("python3*")) / "site-packages"
-    for folder in site.glob("*.dist-info"):
+    component = document["metadata"]["component"]
+    assert (component["name"], component["version"]) == ("kmodgate-image", __version__)
+    folders = [folder for folder in site.glob("*.dist-info") if not folder.name.startswith("kmodgate-")]
+    assert len(folders) >= 8
+    for folder in folders:
         name, _, version = folder.name.removesuffix(".dist-info").partition("-")
         wanted = f"pkg:pypi/{name.replace('_', '-').lower()}@{version}"
         assert wanted in names, wanted
@@ -171,6 +177,7 @@ def test_the_health_check_says_no_where_no_agent_is(made: str, tmp_path: Path) -
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A signed module and an unsigned one, with the certificate."""
     folder = tmp_path_factory.mktemp("modules")
+    folder.chmod(0o755)
     signer = make_identity("signer")
     payload = make_elf(MODINFO)
     (folder / "cert.pem").write_bytes(signer.pem)
@@ -180,7 +187,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(
-    not os.environ.get("KMODGATE_TEST_BCC_IMAGE"), reason="170 MB of LLVM; run: make test-image-bcc"
+    not os.environ.get("KMODGATE_TEST_BCC_IMAGE"), reason="240 MB more; run: make test-image-bcc"
 )
 def test_the_bcc_variant_has_the_bindings() -> None:
     builder.need_builder()

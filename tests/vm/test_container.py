@@ -80,7 +80,7 @@ def test_everything_in_a_container_passed(tmp_path: Path) -> None:
     need()
     name = builder.build()
     config = builder.config(name)
-    builder.unpack(name, tmp_path / "rootfs.tar")
+    builder.disk(name, tmp_path / "rootfs.ext4")
     certs = artifacts.path("certs", SUITE)
     given = {
         **pods(certs),

@@ -113,10 +113,20 @@ Takes a dict of `values` and of `where`, for the message.
 {{- define "kmodgate.config" -}}
 {{- $values := .Values -}}
 {{- $ours := dict "listen" (include "kmodgate.listen" .) "logging" (dict "level" .Values.logging.level) -}}
-{{- range list "mode" "failurePolicy" "nodeType" "loadPin" "pinnedRootExempt" "holdTimeout" "maxModuleSize" "preverify" "backend" "onExit" "hardened" -}}
+{{- range list "mode" "failurePolicy" "nodeType" "loadPin" "pinnedRootExempt" "holdTimeout" "maxModuleSize" "preverify" "backend" "onExit" "cannotEnforce" "hardened" -}}
 {{- if not (kindIs "invalid" (get $values .)) -}}
 {{- $_ := set $ours . (get $values .) -}}
 {{- end -}}
+{{- end -}}
+{{- $_ := set $ours "kubernetes" (pick .Values.kubernetes "events" "nodeCondition") -}}
+{{- with .Values.eventSinks -}}
+{{- $_ := set $ours "eventSinks" . -}}
+{{- end -}}
+{{- with .Values.metrics.webConfig -}}
+{{- if not (isAbs .) -}}
+{{- include "kmodgate.needFile" (dict "name" . "where" "metrics.webConfig" "root" $) -}}
+{{- end -}}
+{{- $_ := set $ours "webConfig" . -}}
 {{- end -}}
 {{- with .Values.hardenedToken -}}
 {{- $_ := set $ours "hardenedToken" . -}}
@@ -150,7 +160,7 @@ Takes a dict of `values` and of `where`, for the message.
 
 {{/* What the agent reads when it starts and never again: a change of it must replace the pods. */}}
 {{- define "kmodgate.startOnly" -}}
-{{- toJson (list (include "kmodgate.listen" .) .Values.backend .Values.onExit .Values.hardened .Values.hardenedToken) -}}
+{{- toJson (list (include "kmodgate.listen" .) .Values.backend .Values.onExit .Values.hardened .Values.hardenedToken .Values.kubernetes .Values.metrics.webConfig) -}}
 {{- end }}
 
 {{/* Capabilities: docs/kubernetes.md says what each is for; a test in a virtual machine takes each away. */}}

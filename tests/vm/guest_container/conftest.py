@@ -116,7 +116,7 @@ class Runtime:
 @pytest.fixture(scope="session")
 def runtime() -> Runtime:
     (ROOT / "rootfs").mkdir(parents=True)
-    subprocess.run(["tar", "-C", ROOT / "rootfs", "-xf", SHARE / "rootfs.tar"], check=True)
+    subprocess.run(["mount", "-o", "loop,ro", SHARE / "rootfs.ext4", ROOT / "rootfs"], check=True)
     given = json.loads((SHARE / "pods.json").read_text())
     # As the kubelet lays a ConfigMap: files through ..data.
     config = ROOT / "config"

@@ -28,7 +28,7 @@ def test_it_enforces_and_goes_on_without_the_pod(runtime: Runtime, work: Path) -
         start(agent)
         agent.mark()
         assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
-        event = agent.next_event()
+        event = agent.next_event(90)
         assert (event["verdict"], event["reason"], event["node"]) == ("deny", "unsigned", "guest")
         assert event["path"] == str(work / "kmgtest.unsigned.ko")
         assert lab.finit(work / "kmgtest.operator.ko").ok
@@ -113,7 +113,7 @@ def test_a_file_that_root_does_not_own(runtime: Runtime, work: Path, without: st
             assert outcome.ok
         else:
             assert outcome.result == "EKEYREJECTED"
-            assert agent.next_event()["reason"] != "trusted_signature"
+            assert agent.next_event(90)["reason"] != "trusted_signature"
 
 
 def test_hardened_needs_one_more(runtime: Runtime) -> None:
