@@ -140,7 +140,9 @@ class Cluster:
             return self._given
         # Once the agent runs its loop waits for nobody: what comes later is a reload of its own.
         wait = _NOTED_WAIT if self._labels.noted else LABELS_WAIT
-        labels = self._labels.wait(0.0 if self._in_force is not None else wait)
+        self._labels.wait(0.0 if self._in_force is not None else wait)
+        self._drain()  # what was said before the labels are read is in them
+        labels = self._labels.wait(0.0)
         if labels is None:
             raise NodeError(
                 f"the labels of node {self._node} are not known, and nodePools need them: "
@@ -159,10 +161,14 @@ class Cluster:
 
     def receive(self) -> None:
         """Take what the watch has to say."""
-        with suppress(BlockingIOError):
-            self._reader.recv(4096)
+        self._drain()
         if self._given is None:
             self._reload.notice(time.monotonic())
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
 
     # --- who it was ---------------------------------------------------------------------
 
