@@ -123,6 +123,8 @@ class Cluster:
             if isinstance(error, KmodgateError):
                 self.refused(error, ends=True)
             self._notices.close(5.0 if error is not None else 2.0)
+            for watch in self._watches.values():
+                watch.end()
             self._api.close()
             for watch in self._watches.values():
                 watch.stop()
