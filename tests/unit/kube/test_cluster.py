@@ -123,6 +123,15 @@ def test_the_labels_come_from_the_own_node(server: MockApiServer, make: Make) ->
     }
 
 
+def test_the_end_is_quiet(
+    server: MockApiServer, tmp_path: Path, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.put(NODES, node())
+    with Cluster(environment={"NODE_NAME": "node-a"}, state=tmp_path / "s", place=server.place) as cluster:
+        eventually(lambda: cluster.watches() == {"node": True, "pods": True})
+    assert caplog.text == ""
+
+
 def test_labels_on_the_command_line_go_first(
     server: MockApiServer, make: Make, eventually: Eventually
 ) -> None:
