@@ -123,6 +123,8 @@ class Cluster:
             if isinstance(error, KmodgateError):
                 self.refused(error, ends=True)
             self._notices.close(5.0 if error is not None else 2.0)
+            for watch in self._watches.values():
+                watch.end()
             self._api.close()
             for watch in self._watches.values():
                 watch.stop()
@@ -140,7 +142,9 @@ class Cluster:
             return self._given
         # Once the agent runs its loop waits for nobody: what comes later is a reload of its own.
         wait = _NOTED_WAIT if self._labels.noted else LABELS_WAIT
-        labels = self._labels.wait(0.0 if self._in_force is not None else wait)
+        self._labels.wait(0.0 if self._in_force is not None else wait)
+        self._drain()  # what was said before the labels are read is in them
+        labels = self._labels.wait(0.0)
         if labels is None:
             raise NodeError(
                 f"the labels of node {self._node} are not known, and nodePools need them: "
@@ -159,10 +163,14 @@ class Cluster:
 
     def receive(self) -> None:
         """Take what the watch has to say."""
-        with suppress(BlockingIOError):
-            self._reader.recv(4096)
+        self._drain()
         if self._given is None:
             self._reload.notice(time.monotonic())
+
+    def _drain(self) -> None:
+        with suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
 
     # --- who it was ---------------------------------------------------------------------
 

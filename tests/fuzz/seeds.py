@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import lzma
 import shutil
 import struct
@@ -241,6 +242,40 @@ def digests() -> Iterable[bytes]:
     yield struct.pack("=3I2IIiII4xQ128s129s7x", *head) + entry
 
 
+def cluster() -> Iterable[bytes]:
+    """Names of cgroups, a pod, a node, an event."""
+    uid, name = "0d3b1c52-95a1-4d0e-8f5e-0123456789ab", "8f" * 32
+    slices = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid.replace('-', '_')}.slice"
+    yield f"0::{slices}/cri-containerd-{name}.scope\n".encode()
+    yield f"11:pids:/kubepods/pod{uid}/{name}\n1:name=systemd:/docker/{name}\n0::/../../pod{uid}\n".encode()
+    yield f"/system.slice/containerd.service/kubepods-pod{'7a' * 16}.slice:cri-containerd:{name}".encode()
+    status = [{"name": "c", "containerID": f"containerd://{name}", "lastState": {"terminated": {}}}]
+    metadata = {
+        "uid": uid,
+        "namespace": "n",
+        "name": "p-5d8f-x",
+        "labels": {"pod-template-hash": "5d8f"},
+        "annotations": {"kubernetes.io/config.mirror": "7a" * 16},
+        "ownerReferences": [{"kind": "ReplicaSet", "name": "p-5d8f", "controller": True}],
+    }
+    spec = {"serviceAccountName": "s", "containers": [{"name": "c", "image": "i"}]}
+    pod = {"metadata": metadata, "spec": spec, "status": {"containerStatuses": status}}
+    yield json.dumps(pod).encode()
+    event = {"event": "module_load", "schema": 1, "sequence": 1, "time": "2026-03-04T05:06:07Z"}
+    yield json.dumps(
+        {
+            **event,
+            "node": "n",
+            "pool": "p",
+            "verdict": "would_deny",
+            "reason": "unsigned",
+            "module": "m",
+            "signer": {"subject": "CN=x"},
+            "pod": {"uid": uid, "namespace": "n", "name": "x", "owner": {"kind": "Job", "name": "j"}},
+        }
+    ).encode()
+
+
 def write(target: str, inputs: Iterable[bytes] | dict[str, bytes]) -> None:
     """Replace the seeds of one target."""
     folder = CORPUS / target
@@ -274,6 +309,7 @@ def main() -> None:
     write("decompress", streams())
     write("kernelimage", images(rsa, ec))
     write("config", configs())
+    write("cluster", cluster())
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 
 import zstandard
@@ -21,7 +23,11 @@ import zstandard
 from kmodgate.cli.verify import as_json, as_text
 from kmodgate.config.parse import parse
 from kmodgate.errors import ConfigError, ImageError, ModuleFormatError, NodeError, SignatureError
+from kmodgate.fleet.details import Details
 from kmodgate.inspection import inspect
+from kmodgate.kube.cgroups import parse_path, parse_proc_cgroup
+from kmodgate.kube.objects import node_of
+from kmodgate.kube.pods import PodStore
 from kmodgate.model import SignatureReport, SignatureStatus
 from kmodgate.modfile import decompress, kernelimage, modinfo
 from kmodgate.node.devicemapper import parse_table_status
@@ -289,6 +295,29 @@ def config(data: bytes) -> None:
         check_message(error)
 
 
+def cluster(data: bytes) -> None:
+    """Names of cgroups, objects of the API server, and lines of event logs."""
+    text = data.decode("utf-8", "surrogateescape")
+    for ref in (parse_path(text), parse_proc_cgroup(text)):
+        if ref is not None:
+            expect(ref.container_id is None or re.fullmatch("[0-9a-f]{64}", ref.container_id), "an id")
+            expect(ref.pod_uid is None or re.fullmatch("[0-9a-f-]{32,36}", ref.pod_uid), "a UID")
+    details = Details()
+    details.read([data], datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+    expect(len(details.groups) <= 1, "a line is one event")
+    try:
+        item = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(item, dict):
+        node_of(item)
+        store = PodStore()
+        store.changed(item)
+        store.replaced([item])
+        store.deleted(item)
+        expect(len(store) == 0, "a pod that was deleted is gone")
+
+
 TARGETS: dict[str, Target] = {
     "trailer": Target(trailer),
     "cms": Target(cms, mutators.files, max_length=MAX_FILE),
@@ -300,4 +329,5 @@ TARGETS: dict[str, Target] = {
     "decompress": Target(streams, mutators.streams, 1 << 14, 192 * MIB),
     "kernelimage": Target(kernel_image, max_length=1 << 14, memory=192 * MIB),
     "config": Target(config),
+    "cluster": Target(cluster),
 }

@@ -74,10 +74,12 @@ class NodeLabels:
             return
         before = self._noted if self._node is None else self._node.labels
         self._node = node
-        self._seen.set()
-        if before is None or dict(before) != dict(node.labels):
-            _write_note(self._state, node)
+        relabelled = before is None or dict(before) != dict(node.labels)
+        if relabelled:
             self._relabelled()
+        self._seen.set()  # last of the two: whoever waited for it has heard of this change already
+        if relabelled:
+            _write_note(self._state, node)
 
     def deleted(self, item: Json) -> None:
         """The node is gone from the cluster, and this process still runs on it: its pool stays."""

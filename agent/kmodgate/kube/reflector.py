@@ -90,9 +90,13 @@ class Reflector:
         """Begin."""
         self._thread.start()
 
+    def end(self) -> None:
+        """Be about to end: what breaks from now on is no news."""
+        self._stopping.set()
+
     def stop(self, timeout: float = 2.0) -> None:
         """End. Close the ``Api`` first, or it takes until the server says something."""
-        self._stopping.set()
+        self.end()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
