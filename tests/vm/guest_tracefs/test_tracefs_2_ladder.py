@@ -114,7 +114,7 @@ def test_a_rung_that_breaks_is_left_for_a_lower_one(tmp_path: Path, work: Path) 
         def hold_it_down() -> None:
             while not stop.is_set():
                 FTRACE.write_text("0")
-                time.sleep(0.001)
+                time.sleep(0.05)
 
         thread = threading.Thread(target=hold_it_down)
         thread.start()
