@@ -178,9 +178,9 @@ def _kernel_refusal(load: SeenLoad, policy: Decision, kernel: KernelChecks) -> R
         policy.verdict in _REFUSED and policy.errno == number and policy.reason is not Reason.UNREADABLE
     )
     if number == errno.EKEYREJECTED:
-        if explained:
-            return policy.reason
-        return Reason.KERNEL_SIG_ENFORCE if kernel.sig_enforce else Reason.BAD_SIGNATURE
+        if not kernel.sig_enforce:  # unsigned and unknown would have been let in
+            return Reason.BAD_SIGNATURE
+        return policy.reason if explained else Reason.KERNEL_SIG_ENFORCE
     if number in {errno.EBADMSG, errno.EMSGSIZE}:
         return Reason.MALFORMED_SIGNATURE
     if number == errno.EINVAL and load.found is Verification.MALFORMED_EINVAL:

@@ -7,6 +7,7 @@ Its release is never looked at. What a chosen rung cannot enforce is said in ``r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
@@ -125,7 +126,7 @@ def _no_programs(wanted: Backend | None) -> str:
     """Why BPF programs are out of the question; empty when they are not."""
     if wanted is not None and wanted not in BACKENDS:
         return f"{wanted} was asked for"
-    if read_btf_names(NodePaths(), ()) is None:
+    if not os.access(NodePaths().sys / "kernel/btf/vmlinux", os.R_OK):
         return "the kernel's type information (/sys/kernel/btf/vmlinux) cannot be read"
     return ""
 

@@ -129,6 +129,7 @@ class TracefsBackend(KernelCounts, LateAnswers):
     def detach(self) -> None:
         """Stop recording, judge what is over, and remove the instance."""
         if self._instance.name:
+            self._instance.silence()  # or a storm would never let go
             while self._pump(settle=False):
                 pass
             self._conclude(wait=False)

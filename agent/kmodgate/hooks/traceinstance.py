@@ -172,6 +172,12 @@ class TraceInstance:
             _write(switch, "1")
         return bool(off)
 
+    def silence(self) -> None:
+        """Record nothing more; what was recorded can still be read."""
+        if self._own is not None:
+            with contextlib.suppress(OSError):
+                _write(self._own / "tracing_on", "0")
+
     def remove_leftovers(self) -> int:
         """Remove the instances of agents that are gone, and say how many.
 

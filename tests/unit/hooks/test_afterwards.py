@@ -104,6 +104,13 @@ def failed(number: int, api: Api = FINIT, **more: object) -> SeenLoad:
         ),
         (ENFORCE, STRICT, failed(REJECTED), (DENY, Reason.KERNEL_SIG_ENFORCE, REJECTED, By.KERNEL)),
         (ENFORCE, OPEN, failed(REJECTED), (DENY, Reason.BAD_SIGNATURE, REJECTED, By.KERNEL)),
+        # Without sig_enforce only a signature that does not match is refused, whatever the agent makes of it.
+        (
+            ENFORCE,
+            OPEN,
+            failed(REJECTED, found=V.UNTRUSTED_SIGNER, origin=OTHER),
+            (DENY, Reason.BAD_SIGNATURE, REJECTED, By.KERNEL),
+        ),
         (FREE, STRICT, failed(REJECTED), (DENY, Reason.KERNEL_SIG_ENFORCE, REJECTED, By.KERNEL)),
         (
             ENFORCE,
