@@ -59,7 +59,6 @@ class Options:
         readonly_root: root device and mount read-only.
         icount: guest time follows instructions; TCG, one CPU.
         network: user-mode network.
-        forward: with it, ports of the host's loopback that lead to ports of the guest.
         env: variables for the command.
     """
 
@@ -72,7 +71,6 @@ class Options:
     readonly_root: bool = False
     icount: bool = False
     network: bool = False
-    forward: Mapping[int, int] | None = None
     env: Mapping[str, str] | None = None
 
 
@@ -219,7 +217,6 @@ def prepared(options: Options, command: Sequence[str] | None, token: str) -> Ite
             readonly_root=options.readonly_root,
             icount=options.icount,
             network=options.network,
-            forward=options.forward or {},
             shares={"run": Share(run_folder, "/run/vm"), **shares},
         )
     finally:
