@@ -292,6 +292,8 @@ class Names:
 
 def test_a_version_that_is_gone_means_a_new_list(plane: ControlPlane, place: Place) -> None:
     create(plane, pod_of_a_driver("loader-3", IDS[3]))
+    plane.stop()
+    plane.start()  # its cache begins anew, and knows nothing of what was before
     api, sink = Api(place), Names()
     with pytest.raises(ApiError) as caught, api.watch("/api/v1/pods", {"resourceVersion": "1"}, 10) as stream:
         next(stream)
