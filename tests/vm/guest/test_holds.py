@@ -174,17 +174,21 @@ def test_places_are_given_back(agent: lab.Agent, work: Path) -> None:
 
 def test_nobody_waits_for_an_agent_whose_heartbeat_is_old(agent: lab.Agent, work: Path) -> None:
     path = unsigned_copy(work, "silent.ko")
+    before = lab.metrics()
     os.kill(agent.pid, signal.SIGSTOP)
     try:
         time.sleep(4)
         outcome = lab.finit(path)
     finally:
         os.kill(agent.pid, signal.SIGCONT)
-    agent.wait_for(lambda: any(e["path"] == str(path) for e in agent.events()), "event", 60)
-    (event,) = (e for e in agent.events() if e["path"] == str(path))
-    assert (event["reason"], event["hold_us"]) == ("agent_unavailable", 0)
-    agent.mark()
+    assert outcome.result == "EKEYREJECTED"
     assert outcome.micros < HOLD * 1e6
+    # By the counters: after a storm the log leaves out what it has told often enough.
+    after = lab.metrics()
+    away = lab.counted(after, reason="agent_unavailable") - lab.counted(before, reason="agent_unavailable")
+    assert away == 1
+    assert after["kmodgate_hold_seconds_count"] == before["kmodgate_hold_seconds_count"]
+    agent.mark()
 
 
 def test_no_load_was_ever_held_longer_than_promised(agent: lab.Agent) -> None:
