@@ -151,6 +151,7 @@ pictures: $(STAMP) ## Draw the dashboards into docs/pictures (npm, chromium; a q
 .PHONY: test-vm
 test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_scraped.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
 .PHONY: test-attacks
