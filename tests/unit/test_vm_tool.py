@@ -153,6 +153,12 @@ def test_append_comes_last_so_that_it_wins() -> None:
     assert machine.kernel_arguments(_machine(append="panic=5 lsm=yama")).endswith("panic=5 lsm=yama")
 
 
+def test_ports_are_forwarded_on_loopback_alone() -> None:
+    argv = machine.arguments(_machine(network=True, forward={40001: 9464}), {})
+    assert "user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:40001-:9464" in argv
+    assert machine.arguments(_machine(forward={1: 2}), {})[-1] == "none"
+
+
 def test_icount_means_one_processor() -> None:
     argv = machine.arguments(_machine(icount=True, smp=4), {})
     assert argv[argv.index("-smp") + 1] == "1"

@@ -45,6 +45,7 @@ class Machine:
         readonly_root: the block device and the mount are read-only.
         icount: guest time follows instructions (TCG, one CPU): figures repeat.
         network: user-mode network with a virtio card.
+        forward: with it, ports of the host's loopback that lead to ports of the guest.
     """
 
     kernel: Path
@@ -58,6 +59,7 @@ class Machine:
     readonly_root: bool = False
     icount: bool = False
     network: bool = False
+    forward: Mapping[int, int] = field(default_factory=dict)
     shares: Mapping[str, Share] = field(default_factory=dict)
 
 
@@ -118,5 +120,6 @@ def arguments(machine: Machine, ports: Mapping[str, int] | None = None) -> list[
             "-virtfs",
             f"local,path={escape(share.host)},mount_tag={tag},security_model=none,multidevs=remap{readonly}",
         ]
-    argv += ["-nic", "user,model=virtio-net-pci"] if machine.network else ["-nic", "none"]
+    ports_in = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in machine.forward.items())
+    argv += ["-nic", f"user,model=virtio-net-pci{ports_in}"] if machine.network else ["-nic", "none"]
     return argv

@@ -59,6 +59,7 @@ class Options:
         readonly_root: root device and mount read-only.
         icount: guest time follows instructions; TCG, one CPU.
         network: user-mode network.
+        forward: with it, ports of the host's loopback that lead to ports of the guest.
         env: variables for the command.
     """
 
@@ -71,6 +72,7 @@ class Options:
     readonly_root: bool = False
     icount: bool = False
     network: bool = False
+    forward: Mapping[int, int] | None = None
     env: Mapping[str, str] | None = None
 
 
@@ -217,6 +219,7 @@ def prepared(options: Options, command: Sequence[str] | None, token: str) -> Ite
             readonly_root=options.readonly_root,
             icount=options.icount,
             network=options.network,
+            forward=options.forward or {},
             shares={"run": Share(run_folder, "/run/vm"), **shares},
         )
     finally:
