@@ -82,11 +82,14 @@ class Attributor:
         """
         task = self._proc / str(tgid) / "task" / str(tid)
         ref = parse_proc_cgroup(_read(task / "cgroup"))
-        request = self._kernel_request(tgid, task, parent)
+        words = _read(self._proc / str(tgid) / "cmdline").split("\0")
+        fields = _stat(task)
         if not is_same_process(self._proc, tgid, tid, start_time):
-            ref, request = None, None
-        if request is not None:
-            return Attribution(Workload.KERNEL, kernel_request=request)
+            ref, words, fields = None, [], []
+        if parent is None and len(fields) > 1 and fields[1].isdigit():
+            parent = int(fields[1])
+        if parent is not None and self._is_kernel_thread(parent):
+            return Attribution(Workload.KERNEL, kernel_request=_request(words))
         if ref is None:
             ref = self._by_id(cgroup)
         elif cgroup and not ref.is_host:
@@ -138,20 +141,15 @@ class Attributor:
             return ref
         return None
 
-    def _kernel_request(self, tgid: int, task: Path, parent: int | None) -> str | None:
-        """What the kernel asked for, if it was the kernel that started this process.
+    def _is_kernel_thread(self, pid: int) -> bool:
+        """Only what the kernel has started itself (``call_usermodehelper``) has one for a parent."""
+        fields = _stat(self._proc / str(pid))
+        return len(fields) > 6 and fields[6].isdigit() and bool(int(fields[6]) & _PF_KTHREAD)  # noqa: PLR2004
 
-        It calls ``modprobe -q -- NAME`` (``call_modprobe`` in ``kernel/module/kmod.c``) from one of
-        its own threads; nobody else has such a thread for a parent.
-        """
-        if parent is None:
-            fields = _stat(task)
-            parent = int(fields[1]) if len(fields) > 1 and fields[1].isdigit() else 0
-        of_parent = _stat(self._proc / str(parent))
-        if len(of_parent) <= 6 or not of_parent[6].isdigit() or not int(of_parent[6]) & _PF_KTHREAD:  # noqa: PLR2004
-            return None
-        words = _read(self._proc / str(tgid) / "cmdline").split("\0")
-        return words[3] if len(words) > 3 and words[1:3] == ["-q", "--"] and words[3] else None  # noqa: PLR2004
+
+def _request(words: list[str]) -> str | None:
+    """What was asked for: ``modprobe -q -- NAME`` (``call_modprobe`` in ``kernel/module/kmod.c``)."""
+    return words[3] if len(words) > 3 and words[1:3] == ["-q", "--"] and words[3] else None  # noqa: PLR2004
 
 
 def _stat(directory: Path) -> list[str]:

@@ -79,15 +79,26 @@ def test_what_the_kernel_asked_for(processes: Processes) -> None:
     ("parent", "cmdline"),
     [
         (1, "/sbin/modprobe\0-q\0--\0fs-xfs\0"),  # anybody can call it so; the parent is no kernel thread
-        (2, "/sbin/modprobe\0fs-xfs\0"),
-        (2, "/sbin/modprobe\0-q\0--\0\0"),
-        (2, ""),
         (99, "/sbin/modprobe\0-q\0--\0fs-xfs\0"),
     ],
 )
 def test_what_only_looks_like_the_kernel(processes: Processes, parent: int, cmdline: str) -> None:
     processes.add(10, IN_POD, parent=parent, cmdline=cmdline)
     assert Attributor(processes.proc).of(10, 10, STARTED).workload is Workload.POD
+
+
+@pytest.mark.parametrize(
+    "cmdline", ["", "/sbin/modprobe\0fs-xfs\0", "/sbin/modprobe\0-q\0--\0\0", "/usr/lib/other\0"]
+)
+def test_what_the_kernel_started_otherwise(processes: Processes, cmdline: str) -> None:
+    processes.add(10, "0::/\n", parent=2, cmdline=cmdline)
+    assert Attributor(processes.proc).of(10, 10, STARTED) == Attribution(Workload.KERNEL)
+
+
+def test_what_the_kernel_started_and_is_gone(processes: Processes) -> None:
+    assert Attributor(processes.proc).of(10, 10, STARTED, parent=2) == Attribution(Workload.KERNEL)
+    processes.add(10, "0::/\n", parent=2, cmdline="/sbin/modprobe\0-q\0--\0fs-xfs\0", start=4712)
+    assert Attributor(processes.proc).of(10, 10, STARTED, parent=2) == Attribution(Workload.KERNEL)
 
 
 def test_another_process_under_the_same_number_is_not_taken_for_it(processes: Processes) -> None:
@@ -161,7 +172,7 @@ def test_what_may_not_be_looked_up_is_said_once(
 def test_hostile_files(processes: Processes) -> None:
     processes.add(10, "0::/" + "x" * 200_000)
     (processes.proc / "10/cmdline").write_bytes(b"\xff" * 200_000)
-    assert Attributor(processes.proc).of(10, 10, STARTED, parent=2) == Attribution(Workload.HOST)
+    assert Attributor(processes.proc).of(10, 10, STARTED, parent=1) == Attribution(Workload.HOST)
     (processes.proc / "10/task/10/stat").write_bytes(b"10 ( \xff" + b"(" * 5000)
     assert Attributor(processes.proc).of(10, 10, STARTED) == UNKNOWN
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -31,7 +32,7 @@ def cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
     for directory in (path, *path.parents):
         if directory == CGROUPS:
             break
-        if directory.exists():
+        with contextlib.suppress(OSError):  # another test's are there
             directory.rmdir()
 
 
@@ -106,5 +107,7 @@ def test_what_the_kernel_asked_for(agent: lab.Agent, filesystem: str) -> None:
     done = subprocess.run(["mount", "-t", filesystem, "none", "/mnt"], check=False, capture_output=True)
     assert done.returncode != 0
     event = agent.next_event()
-    assert (event["workload"], event["kernel_request"]) == ("kernel", "fs-kmgtest")
+    assert event["workload"] == "kernel"
+    # The directory is watched, so the digest may be known: refused at once, modprobe may be gone by now.
+    assert event["kernel_request"] in {"fs-kmgtest", None}
     assert event["verdict"] == "deny"
