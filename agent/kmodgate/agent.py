@@ -150,7 +150,7 @@ class Agent:
         if os.geteuid() != 0:
             raise HookError("loading BPF programs needs root; run: sudo kmodgate run …")
         wanted = (self._wanted or self._settings.config.backend).rung
-        choice = choose(Features.probe(lsm_active=facts.has_bpf_lsm), wanted)
+        choice = choose(Features.look(lsm_active=facts.has_bpf_lsm, paths=self._paths, wanted=wanted), wanted)
         for backend, lacks in choice.passed_over:
             log.warning("not on backend %s: %s", backend, "; ".join(lacks) or f"{wanted} was asked for")
         refuse_on_rung(self._settings, choice.backend)
@@ -338,7 +338,7 @@ class Agent:
                 self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
                 call = (question.fd, question.address, question.length)
                 asker = (question.tgid, question.tid)
-                self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call))
+                self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call, question.place))
 
     def _tell(self, backend: BpfBackend, event_log: EventLog) -> bool:
         """Tell a batch of loads that ended; False when there was none."""

@@ -47,8 +47,11 @@ class Readiness:
 
     def probe(self, backend: BpfBackend, policy: EffectivePolicy) -> None:
         """See whether enforcement works, and be ready only if it does."""
+        watches = False
         try:
-            problem = probe_problem(policy, backend.probe(), kernel_refuses=self.strictness.refuses)
+            found = backend.probe()
+            watches = found.only_watches
+            problem = probe_problem(policy, found, kernel_refuses=self.strictness.refuses)
         except KmodgateError as error:
             problem = str(error)
         needs_root = policy.pinned_root_exempt if policy.policy is Policy.ENFORCE else policy.load_pin
@@ -60,4 +63,4 @@ class Readiness:
             elif self.problem != _STARTING:
                 log.warning("enforcing again")
         self.problem = problem
-        self._status.set_enforcing(problem is None and policy.mode is Mode.ENFORCE)
+        self._status.set_enforcing(problem is None and policy.mode is Mode.ENFORCE and not watches)

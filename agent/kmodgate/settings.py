@@ -81,11 +81,11 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
 
 def refuse_unimplemented(config: NodeConfig) -> None:
     """What the config of one node may ask for and this version does not do. Raises NodeError."""
-    if config.backend in {BackendChoice.BCC, BackendChoice.TRACEFS}:
+    if config.backend is BackendChoice.TRACEFS:
         raise NodeError(
             f"{config.origin('backend')}: backend {config.backend} is not in this version; write "
-            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET} or {BackendChoice.BPF_LSM_BASIC}, or "
-            "leave it out"
+            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET}, {BackendChoice.BPF_LSM_BASIC} or "
+            f"{BackendChoice.BCC}, or leave it out"
         )
 
 

@@ -37,7 +37,7 @@ ASKED: Final = (
 """All names that are looked up in the kernel's BTF."""
 
 MACHINES: Final = ("x86_64", "aarch64")
-IMPLEMENTED: Final = frozenset({Backend.BPF_LSM, Backend.BPF_FMOD_RET, Backend.BPF_LSM_BASIC})
+IMPLEMENTED: Final = frozenset({Backend.BPF_LSM, Backend.BPF_FMOD_RET, Backend.BPF_LSM_BASIC, Backend.BCC})
 """The rungs that this version can stand on."""
 
 

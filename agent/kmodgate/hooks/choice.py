@@ -8,7 +8,7 @@ Its release is never looked at. What a chosen rung cannot enforce is said in ``r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from kmodgate.errors import HookError
@@ -16,7 +16,7 @@ from kmodgate.model import Backend
 from kmodgate.node import NodePaths
 from kmodgate.node.bpf import read_btf_names
 
-from . import libbpf
+from . import bcc, libbpf
 from .basic import BasicBackend
 from .bpf import BpfBackend, shipped_object
 from .fmod_ret import FmodRetBackend
@@ -27,7 +27,7 @@ BACKENDS: Final[Mapping[Backend, type[BpfBackend]]] = {
     Backend.BPF_FMOD_RET: FmodRetBackend,
     Backend.BPF_LSM_BASIC: BasicBackend,
 }
-"""The rungs that this version can stand on, best first."""
+"""The rungs on BPF programs that are compiled beforehand, best first."""
 
 # include/uapi/linux/bpf.h
 _BPF_FUNC_LOOP: Final = 181
@@ -59,6 +59,8 @@ class Features:
         task_storage: it keeps data of programs by task (5.11).
         syscall_programs: it runs programs on request, with an argument (5.14).
         lsm_active: ``bpf`` is among the security modules; None when they cannot be listed.
+        no_programs: why no compiled program can be loaded at all; empty when they can.
+        no_bcc: what keeps programs from being compiled here; empty when they can.
     """
 
     functions: frozenset[str]
@@ -67,10 +69,36 @@ class Features:
     task_storage: bool
     syscall_programs: bool
     lsm_active: bool | None = None
+    no_programs: str = ""
+    no_bcc: tuple[str, ...] = ("BCC was not looked for",)
+
+    @classmethod
+    def look(cls, *, lsm_active: bool | None, paths: NodePaths, wanted: Backend | None = None) -> Self:
+        """Ask the running kernel for all that any rung needs, or only ``wanted`` where one is named.
+
+        Raises:
+            HookError: this kernel has type information, but a part of kmodgate is missing: a lower rung
+                would be no remedy.
+        """
+        without = _no_programs(wanted)
+        programs = cls._without(without) if without else cls.probe(lsm_active=lsm_active)
+        return replace(programs, no_bcc=bcc.lacks(paths))
+
+    @classmethod
+    def _without(cls, why: str) -> Self:
+        nothing: frozenset[str] = frozenset()
+        return cls(
+            nothing,
+            lsm_programs=False,
+            loop=False,
+            task_storage=False,
+            syscall_programs=False,
+            no_programs=why,
+        )
 
     @classmethod
     def probe(cls, *, lsm_active: bool | None) -> Self:
-        """Ask the running kernel. Raises HookError without libbpf, type information or the right to ask."""
+        """Ask what BPF programs need. Raises HookError without libbpf, BTF or the right to ask."""
         names = (
             *_LSM_HOOKS,
             *_SECURITY_FUNCTIONS,
@@ -89,6 +117,15 @@ class Features:
             syscall_programs=libbpf.has_program_type(_PROG_TYPE_SYSCALL),
             lsm_active=lsm_active,
         )
+
+
+def _no_programs(wanted: Backend | None) -> str:
+    """Why BPF programs are out of the question; empty when they are not."""
+    if wanted is not None and wanted not in BACKENDS:
+        return f"{wanted} was asked for"
+    if read_btf_names(NodePaths(), ()) is None:
+        return "the kernel's type information (/sys/kernel/btf/vmlinux) cannot be read"
+    return ""
 
 
 def missing_parts() -> str:
@@ -124,6 +161,8 @@ class Choice:
         Raises:
             HookError: libbpf or the object is missing.
         """
+        if self.backend is Backend.BCC:
+            return bcc.BccBackend(paths=paths)
         return BACKENDS[self.backend](pins=Pins(self.backend, paths=paths) if pinned else None)
 
 
@@ -136,6 +175,8 @@ def choose(features: Features, wanted: Backend | None = None) -> Choice:
     passed_over: list[tuple[Backend, tuple[str, ...]]] = []
     for backend, lacks in _NEEDS.items():
         missing = tuple(lacks(features))
+        if features.no_programs and backend in BACKENDS:
+            missing = (features.no_programs,)
         if wanted in {None, backend}:
             if not missing:
                 return Choice(backend, tuple(passed_over))
@@ -190,9 +231,14 @@ def _basic_lacks(features: Features) -> Iterator[str]:
     yield from _lsm_lacks(features, Backend.BPF_LSM_BASIC)
 
 
+def _bcc_lacks(features: Features) -> Iterator[str]:
+    yield from features.no_bcc
+
+
 _NEEDS: Final[Mapping[Backend, Callable[[Features], Iterator[str]]]] = {
     Backend.BPF_LSM: _full_lacks,
     Backend.BPF_FMOD_RET: _fmod_ret_lacks,
     Backend.BPF_LSM_BASIC: _basic_lacks,
+    Backend.BCC: _bcc_lacks,
 }
-"""In the order of the ladder. Another rung stands here with a class in ``BACKENDS``."""
+"""In the order of the ladder. Another rung stands here, and in ``Choice.open``."""

@@ -90,9 +90,9 @@ def _hooks(facts: NodeFacts) -> Iterator[Finding]:
             "the list of active security modules cannot be read; mount securityfs on /sys/kernel/security",
         )
     if not facts.btf:
-        yield _error(
+        yield _warning(
             "btf-missing",
-            "the kernel carries no type information (/sys/kernel/btf/vmlinux); "
+            "the kernel carries no type information (/sys/kernel/btf/vmlinux), which the best backends need; "
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
         )
     if facts.ftrace_enabled is False:

@@ -69,7 +69,7 @@ def test_a_good_node_has_no_limits(policy: EffectivePolicy, *, certificates: boo
     [
         ({"lsms": ("capability",)}, LOAD_PIN, False, "warning:bpf-lsm-inactive"),
         ({"lsms": None}, LOAD_PIN, False, "warning:lsm-list-unreadable"),
-        ({"btf": False}, FREE, False, "error:btf-missing"),
+        ({"btf": False}, FREE, False, "warning:btf-missing"),
         ({"ftrace_enabled": False}, ENFORCE, False, "error:ftrace-disabled"),
         ({"modules_built": False}, ENFORCE, False, "warning:modules-not-built"),
         ({"modules_disabled": True}, ENFORCE, False, "warning:modules-disabled"),
@@ -174,7 +174,7 @@ def test_the_messages_hold_the_remedy() -> None:
 def test_errors_come_first() -> None:
     facts = replace(GOOD, modules_disabled=True, lockdown=Lockdown.INTEGRITY, btf=False, ftrace_enabled=False)
     severities = [item.severity for item in limits(facts, ENFORCE, configured_certificates=True)]
-    assert severities == [Severity.ERROR, Severity.ERROR, Severity.WARNING, Severity.WARNING]
+    assert severities == [Severity.ERROR, Severity.WARNING, Severity.WARNING, Severity.WARNING]
 
 
 def test_a_writable_file_system_behind_a_read_only_mount_is_told_apart() -> None:
