@@ -174,6 +174,11 @@ test-mldsa: $(STAMP) ## Compare with a kernel built for ML-DSA (root; flex bison
 test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real LoadPin (root; flex bison bc gcc libelf-dev libssl-dev)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_loadpin.py
 
+.PHONY: test-bcc
+test-bcc: $(STAMP) $(BPF_OBJECT) ## The bcc rung: compiled here, then on real kernels that have BCC (root; flex bison bc gcc libelf-dev libssl-dev)
+	$(BIN)/pytest -q -s -m bpf tests/bpf/test_bcc.py
+	$(BIN)/pytest -q -s -m vm tests/vm/test_bcc.py
+
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
 	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \

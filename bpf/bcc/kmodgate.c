@@ -112,7 +112,7 @@ static __always_inline struct kmg_load *kmg_load_begin(u32 api)
 static __always_inline bool kmg_may_load(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	const struct cred *cred = BPF_CORE_READ(task, cred);
+	struct cred *cred = (struct cred *)BPF_CORE_READ(task, cred);
 	struct user_namespace *ns = BPF_CORE_READ(cred, user_ns);
 	u32 effective = 0;
 
@@ -332,6 +332,7 @@ static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load,
 
 struct kmg_arguments {
 	u64 first;
+	u64 second;
 	u64 third;
 };
 
@@ -343,13 +344,16 @@ static __always_inline void kmg_arguments(struct pt_regs *ctx, bool compat, stru
 	/* int 0x80 keeps its arguments elsewhere. */
 	if (compat) {
 		call->first = (u32)BPF_CORE_READ(regs, bx);
+		call->second = (u32)BPF_CORE_READ(regs, cx);
 		call->third = (u32)BPF_CORE_READ(regs, dx);
 		return;
 	}
 	call->first = BPF_CORE_READ(regs, di);
+	call->second = BPF_CORE_READ(regs, si);
 	call->third = BPF_CORE_READ(regs, dx);
 #elif defined(KMG_ARM64)
 	call->first = BPF_CORE_READ(regs, regs[0]);
+	call->second = BPF_CORE_READ(regs, regs[1]);
 	call->third = BPF_CORE_READ(regs, regs[2]);
 #else
 #error "kmodgate knows the system call registers of x86 and arm64 only"
@@ -386,6 +390,7 @@ static __always_inline int kmg_enter_finit_module(struct pt_regs *ctx, bool comp
 
 static __always_inline int kmg_enter_init_module(struct pt_regs *ctx, bool compat)
 {
+	struct kmg_arguments call = {};
 	struct kmg_load *load;
 
 	if (!kmg_may_load())
@@ -393,6 +398,8 @@ static __always_inline int kmg_enter_init_module(struct pt_regs *ctx, bool compa
 	load = kmg_load_begin(KMG_API_INIT_MODULE);
 	if (!load)
 		return kmg_without_state(ctx, KMG_API_INIT_MODULE);
+	kmg_arguments(ctx, compat, &call);
+	load->event.size = call.second;
 	load->event.origin = KMG_ORIGIN_MEMORY;
 	return kmg_judge(ctx, load, 0);
 }
