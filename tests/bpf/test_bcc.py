@@ -61,14 +61,14 @@ def flags() -> list[str]:
         unavailable(str(error))
     common = own.with_name(own.name.rpartition("-")[0] + "-common")
     os.environ["BCC_KERNEL_SOURCE"] = str(common)
-    parts = ("arch/x86/include", "arch/x86/include/generated", "include")
-    parts += (
+    first = ("arch/x86/include", "arch/x86/include/generated", "include")
+    then = (
         "arch/x86/include/uapi",
         "arch/x86/include/generated/uapi",
         "include/uapi",
         "include/generated/uapi",
     )
-    folders = [tree / part for part in parts for tree in (common, own) if (tree / part).is_dir()]
+    folders = [tree / part for part in (*first, *then) for tree in (common, own) if (tree / part).is_dir()]
     return [f"-I{folder}" for folder in folders] + ["-DKMG_X86", bccheaders.inode_time((common,))]
 
 

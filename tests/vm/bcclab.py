@@ -46,7 +46,7 @@ def note(**figures: object) -> None:
 
 def until(load: Callable[[], lab.Loaded], result: str, seconds: float = 60.0) -> list[str]:
     """Try a load until it ends in this way: all results. The first tries may come before the answer."""
-    results = []
+    results: list[str] = []
     deadline = time.monotonic() + seconds
     while not results or results[-1] != result:
         assert time.monotonic() < deadline, results[-5:]

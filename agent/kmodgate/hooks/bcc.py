@@ -423,8 +423,11 @@ class BccBackend(BpfBackend):
 
 
 def _refuses(table: tuple[Decision, ...]) -> bool:
-    """Whether any load would be denied by a table."""
+    """Whether any load would be denied by a table.
+
+    Every table denies what is revoked. One that knows of revocations also denies what cannot be read.
+    """
     return any(
         table[table_index(LoadFacts(*facts))].verdict is Verdict.DENY
-        for facts in product(Api, Origin, Verification)
+        for facts in product(Api, Origin, set(Verification) - {Verification.REVOKED})
     )

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.vm import bcclab, lab
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "guest"))
+from tests.vm.guest.test_compat import int80, low
 
 TRUST = {
     "certificates": [str(lab.CERTS / name) for name in ("kernel.pem", "operator.pem")],
@@ -79,8 +78,6 @@ def test_memory_is_refused(agent: lab.Agent, work: Path) -> None:
 
 
 def test_int_0x80_is_no_way_around(agent: lab.Agent, work: Path) -> None:
-    from test_compat import int80, low  # noqa: PLC0415  # the other guest tests' folder
-
     parameters, at = low(b"\0")
     fd = os.open(work / "kmgtest.unsigned.ko", os.O_RDONLY)
     assert int80(350, fd, at, 0) == "EPERM"
