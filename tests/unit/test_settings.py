@@ -68,7 +68,6 @@ def test_the_flag_wins(tmp_path: Path, node: NodeFacts) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"btf": False}, "BTF"),
         ({"cgroups": CgroupHierarchy.V1}, "cgroup v2"),
         ({"ftrace_enabled": False}, "ftrace_enabled"),
     ],
