@@ -175,8 +175,8 @@ test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real 
 	$(BIN)/pytest -q -s -m vm tests/vm/test_loadpin.py
 
 .PHONY: test-bcc
-test-bcc: $(STAMP) $(BPF_OBJECT) ## The bcc rung: compiled here, then on real kernels that have BCC (root; flex bison bc gcc libelf-dev libssl-dev)
-	$(BIN)/pytest -q -s -m bpf tests/bpf/test_bcc.py
+test-bcc: $(STAMP) $(BPF_OBJECT) ## The bcc rung, compiled here and in guests with BCC (root; python3-bpfcc flex bison bc gcc libelf-dev libssl-dev)
+	$(BIN)/pytest -q -s -m bpf tests/bcc
 	$(BIN)/pytest -q -s -m vm tests/vm/test_bcc.py
 
 .PHONY: conformance
