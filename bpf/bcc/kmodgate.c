@@ -32,7 +32,6 @@
 #define KMG_CAP_SYS_MODULE (1 << 16) /* include/uapi/linux/capability.h */
 #define KMG_IGNORE 3 /* MODULE_INIT_IGNORE_MODVERSIONS, MODULE_INIT_IGNORE_VERMAGIC */
 #define KMG_COMPRESSED 4 /* MODULE_INIT_COMPRESSED_FILE */
-#define KMG_FDS_MAX (1 << 20)
 
 /* One load, from the entry of the system call to its return. */
 struct kmg_load {
@@ -132,7 +131,7 @@ static __always_inline struct file *kmg_file(u64 fd, bool *shared)
 
 	*shared = BPF_CORE_READ(files, count.counter) > 1;
 	fd = (u32)fd;
-	if (fd >= BPF_CORE_READ(table, max_fds) || fd >= KMG_FDS_MAX)
+	if (fd >= BPF_CORE_READ(table, max_fds))
 		return NULL;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	return file;
@@ -161,11 +160,17 @@ static __always_inline void kmg_path_of(struct kmg_load *load, struct file *file
 		kmg_stat(KMG_STAT_PATH_FAILED);
 }
 
+/* The load has begun, or is refused before: an attempt. What was decided before counts now. */
 static __always_inline void kmg_attempt(struct kmg_load *load)
 {
-	if (!load->begun && !load->probe)
-		kmg_stat(load->event.api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT
-								 : KMG_STAT_ATTEMPTS_INIT);
+	struct kmg_event *event = &load->event;
+
+	if (!load->begun && !load->probe) {
+		kmg_stat(event->api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT
+							    : KMG_STAT_ATTEMPTS_INIT);
+		if (load->decided)
+			kmg_count(event->verdict, event->reason, event->api, KMG_BY_KMODGATE);
+	}
 	load->begun = 1;
 }
 
@@ -176,7 +181,7 @@ static __always_inline void kmg_load_decide(struct kmg_load *load, struct kmg_de
 	struct kmg_event *event = &load->event;
 	bool same = load->decided && event->verdict == decision->verdict && event->reason == decision->reason;
 
-	if (!same && !load->probe) {
+	if (!same && load->begun && !load->probe) {
 		kmg_count(decision->verdict, decision->reason, event->api, KMG_BY_KMODGATE);
 		if (load->decided)
 			kmg_stat(KMG_STAT_REDECIDED);
@@ -245,13 +250,14 @@ static __always_inline u32 kmg_unknown(void)
 
 static __always_inline u32 kmg_verification(struct kmg_load *load, u64 fd)
 {
+	struct super_block *sb = (struct super_block *)load->superblock;
 	u32 known;
 
 	if (load->event.api == KMG_API_INIT_MODULE)
 		return KMG_VERIFICATION_UNREADABLE; /* memory may change until the kernel copies it */
 	if (load->event.flags & KMG_IGNORE)
 		return KMG_VERIFICATION_IGNORE_FLAGS;
-	if (!kmg_keeps_time((struct super_block *)load->superblock))
+	if (!load->late && (load->event.origin != KMG_ORIGIN_PINNED_ROOT || !kmg_keeps_time(sb)))
 		return KMG_VERIFICATION_UNREADABLE;
 	known = kmg_known(&load->version, load->event.flags & KMG_COMPRESSED);
 	if (known != KMG_VERIFICATION_NOT_YET)
@@ -298,7 +304,8 @@ static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load,
 	kmg_decide(load->event.api, load->event.origin, verification, &ruling);
 	load->trusted = ruling.trusted;
 	if (ruling.now.verdict == KMG_VERDICT_PENDING) {
-		kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_UNSIGNED, &ruling);
+		/* Whatever is enforced, what is revoked is refused. */
+		kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_REVOKED, &ruling);
 		if (ruling.now.verdict != KMG_VERDICT_DENY) {
 			/* Audit. Time enough to see what the kernel says, and the agent. */
 			load->late = 1;
@@ -443,6 +450,8 @@ int kmg_read_file(struct pt_regs *ctx)
 	judged = load->version;
 	superblock = load->superblock;
 	kmg_file_facts(load, file);
+	if (load->shared)
+		load->event.origin = KMG_ORIGIN_OTHER_FILESYSTEM;
 	if (superblock == load->superblock && judged.inode == load->version.inode &&
 	    judged.size == load->version.size && judged.changed == load->version.changed)
 		return 0;

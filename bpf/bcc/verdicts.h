@@ -2,8 +2,8 @@
 /*
  * What the agent knows of a file, by the file and not by its bytes: a kprobe comes before they are
  * read, and can take no digest. A verdict counts while inode, size and time of the last change are
- * those that the agent saw before it read the file, on file systems where every change of the bytes
- * moves that time. Twin: agent/kmodgate/hooks/bccabi.py.
+ * those that the agent saw before it read the file, on pinned file systems where every change of the
+ * bytes moves that time. Twin: agent/kmodgate/hooks/bccabi.py.
  */
 #ifndef KMODGATE_BCC_VERDICTS_H
 #define KMODGATE_BCC_VERDICTS_H
@@ -12,11 +12,6 @@
 #include "kmodgate.h"
 
 #define KMG_VERDICTS 8192
-
-/* Younger than some kernels' headers (include/uapi/linux/magic.h). */
-#ifndef XFS_SUPER_MAGIC
-#define XFS_SUPER_MAGIC 0x58465342
-#endif
 
 struct kmg_version {
 	u64 inode;
@@ -51,17 +46,15 @@ static __always_inline u64 kmg_changed(struct inode *inode)
 }
 
 /*
- * Whether the bytes of a file cannot change without its ctime: not where a server or another file
- * system keeps them (NFS, FUSE, overlay).
+ * Whether the bytes of a file cannot change without its ctime, short of writing to the device beneath.
+ * Not so where a server or another file system keeps them (NFS, FUSE, overlay), on tmpfs (stores
+ * through a mapping leave the time alone), on XFS (XFS_IOC_SWAPEXT) and on Btrfs (an inode number
+ * there is one of a subvolume).
  */
 static __always_inline bool kmg_keeps_time(struct super_block *sb)
 {
 	switch (BPF_CORE_READ(sb, s_magic)) {
 	case EXT4_SUPER_MAGIC:
-	case XFS_SUPER_MAGIC:
-	case BTRFS_SUPER_MAGIC:
-	case F2FS_SUPER_MAGIC:
-	case TMPFS_MAGIC:
 	case SQUASHFS_MAGIC:
 	case ISOFS_SUPER_MAGIC:
 		return true;

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,24 @@ def enforce(agent: lab.Agent) -> lab.Agent:
         agent.configure(ENFORCE)
     agent.mark()
     return agent
+
+
+@pytest.fixture(scope="module")
+def on_root(work: Path) -> Path:
+    """A directory on the pinned root, an ext4."""
+    return Path(shutil.copytree(work, "/root/lab"))
+
+
+@contextmanager
+def another_ext4(directory: Path) -> Iterator[Path]:
+    """A second ext4, on a disk of its own."""
+    (directory / "mnt").mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", "/dev/ram0"], check=True)
+    subprocess.run(["mount", "/dev/ram0", directory / "mnt"], check=True)
+    try:
+        yield directory / "mnt"
+    finally:
+        subprocess.run(["umount", directory / "mnt"], check=True)
 
 
 # --- LoadPin: the file system decides -------------------------------------------------------
@@ -135,8 +156,8 @@ def test_who_may_load_nothing_is_refused_by_the_kernel(agent: lab.Agent, work: P
 # --- signatures: what is known of the file decides -----------------------------------------
 
 
-def test_a_trusted_file_loads_once_it_is_known(enforce: lab.Agent, work: Path) -> None:
-    path = work / "kmgtest.operator.ko"
+def test_a_trusted_file_loads_once_it_is_known(enforce: lab.Agent, on_root: Path) -> None:
+    path = on_root / "kmgtest.operator.ko"
     results = bcclab.until(lambda: lab.finit(path), "ok")
     assert set(results[:-1]) <= {"EKEYREJECTED"}
     for _ in results[:-1]:
@@ -156,8 +177,8 @@ def test_the_kernels_own_modules_load_by_its_certificate(enforce: lab.Agent) -> 
     ("variant", "reason"),
     [("unsigned", "unsigned"), ("stranger", "untrusted_signer"), ("tampered", "bad_signature")],
 )
-def test_what_is_not_trusted_is_refused(enforce: lab.Agent, work: Path, variant: str, reason: str) -> None:
-    path = work / f"kmgtest.{variant}.ko"
+def test_what_is_not_trusted_is_refused(enforce: lab.Agent, on_root: Path, variant: str, reason: str) -> None:
+    path = on_root / f"kmgtest.{variant}.ko"
     deadline = time.monotonic() + 60
     said = ""
     while said != reason:
@@ -169,31 +190,39 @@ def test_what_is_not_trusted_is_refused(enforce: lab.Agent, work: Path, variant:
         assert said in {"hold_timeout", reason}
 
 
-def test_ignore_flags_make_it_unsigned(enforce: lab.Agent, work: Path) -> None:
-    bcclab.until(lambda: lab.finit(work / "kmgtest.operator.ko"), "ok")
+def test_ignore_flags_make_it_unsigned(enforce: lab.Agent, on_root: Path) -> None:
+    bcclab.until(lambda: lab.finit(on_root / "kmgtest.operator.ko"), "ok")
     lab.unload("kmgtest")
     enforce.mark()
-    assert lab.finit(work / "kmgtest.operator.ko", lab.IGNORE_VERMAGIC).result == "EKEYREJECTED"
+    assert lab.finit(on_root / "kmgtest.operator.ko", lab.IGNORE_VERMAGIC).result == "EKEYREJECTED"
     assert enforce.next_event()["reason"] == "unsigned"
 
 
-def test_memory_cannot_be_judged(enforce: lab.Agent, work: Path) -> None:
-    assert lab.init((work / "kmgtest.operator.ko").read_bytes()).result == "EKEYREJECTED"
+def test_memory_cannot_be_judged(enforce: lab.Agent, on_root: Path) -> None:
+    assert lab.init((on_root / "kmgtest.operator.ko").read_bytes()).result == "EKEYREJECTED"
     assert enforce.next_event()["reason"] == "unreadable"
 
 
-def test_an_overlay_keeps_no_time(enforce: lab.Agent, work: Path, tmp_path: Path) -> None:
-    with lab.overlay(tmp_path) as merged:
-        copy = merged / "kmgtest.ko"
-        copy.write_bytes((work / "kmgtest.operator.ko").read_bytes())
+@pytest.mark.parametrize("where", ["tmpfs", "overlay", "disk"])
+def test_elsewhere_bytes_may_change_unseen(
+    enforce: lab.Agent, on_root: Path, tmp_path: Path, where: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        place = tmp_path
+        if where == "overlay":
+            place = stack.enter_context(lab.overlay(tmp_path))
+        if where == "disk":
+            place = stack.enter_context(another_ext4(tmp_path))
+        copy = place / "kmgtest.ko"
+        copy.write_bytes((on_root / "kmgtest.operator.ko").read_bytes())
         for _ in range(3):
             assert lab.finit(copy).result == "EKEYREJECTED"
             assert enforce.next_event()["reason"] == "unreadable"
 
 
-def test_a_file_that_was_written_is_another_one(enforce: lab.Agent, work: Path) -> None:
-    good = (work / "kmgtest.operator.ko").read_bytes()
-    path = work / "changing.ko"
+def test_a_file_that_was_written_is_another_one(enforce: lab.Agent, on_root: Path) -> None:
+    good = (on_root / "kmgtest.operator.ko").read_bytes()
+    path = on_root / "changing.ko"
     path.write_bytes(good)
     bcclab.until(lambda: lab.finit(path), "ok")
     lab.unload("kmgtest")
@@ -207,10 +236,10 @@ def test_a_file_that_was_written_is_another_one(enforce: lab.Agent, work: Path) 
     assert enforce.process is not None
 
 
-def test_a_mapping_made_before_the_answer_changes_nothing_unseen(enforce: lab.Agent, work: Path) -> None:
+def test_a_mapping_made_before_the_answer_changes_nothing_unseen(enforce: lab.Agent, on_root: Path) -> None:
     """Bytes under a writable mapping change without the file's time: no answer counts for such a file."""
-    good = (work / "kmgtest.operator.ko").read_bytes()
-    path = work / "mapped.ko"
+    good = (on_root / "kmgtest.operator.ko").read_bytes()
+    path = on_root / "mapped.ko"
     path.write_bytes(good)
     with path.open("r+b") as file:
         memory = mmap.mmap(file.fileno(), len(good))
@@ -228,8 +257,8 @@ def test_a_mapping_made_before_the_answer_changes_nothing_unseen(enforce: lab.Ag
     assert enforce.process is not None
 
 
-def test_an_absent_agent_lets_in_what_is_known_only(enforce: lab.Agent, work: Path) -> None:
-    known, unknown = work / "kmgtest.operator.ko", work / "later.ko"
+def test_an_absent_agent_lets_in_what_is_known_only(enforce: lab.Agent, on_root: Path) -> None:
+    known, unknown = on_root / "kmgtest.operator.ko", on_root / "later.ko"
     unknown.write_bytes(known.read_bytes())
     bcclab.until(lambda: lab.finit(known), "ok")
     lab.unload("kmgtest")
@@ -243,10 +272,10 @@ def test_an_absent_agent_lets_in_what_is_known_only(enforce: lab.Agent, work: Pa
     enforce.wait_for(lambda: any(e["reason"] == "agent_unavailable" for e in enforce.events()), "event")
 
 
-def test_every_attempt_is_counted_once(enforce: lab.Agent, work: Path) -> None:
+def test_every_attempt_is_counted_once(enforce: lab.Agent, on_root: Path) -> None:
     before = lab.metrics()
     for _ in range(25):
-        lab.finit(work / "kmgtest.unsigned.ko")
+        lab.finit(on_root / "kmgtest.unsigned.ko")
         lab.init(b"x" * 100)
     after = lab.metrics()
     gained = {name: value - before.get(name, 0) for name, value in after.items()}
@@ -263,9 +292,9 @@ def test_nothing_got_in_unseen(agent: lab.Agent) -> None:
     assert "Traceback" not in agent.log()
 
 
-def test_a_killed_agent_leaves_nothing(agent: lab.Agent, work: Path) -> None:
+def test_a_killed_agent_leaves_nothing(agent: lab.Agent, on_root: Path) -> None:
     """Enforcement ends with the agent on this rung; the last test of the file."""
-    assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+    assert lab.finit(on_root / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
     agent.kill()
     agent.wait_for(lambda: bcclab.left_behind() == bcclab.NOTHING, "clean kernel", 30)
-    assert lab.finit(work / "kmgtest.unsigned.ko").ok
+    assert lab.finit(on_root / "kmgtest.unsigned.ko").ok
