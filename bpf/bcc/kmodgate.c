@@ -537,28 +537,6 @@ static __always_inline u32 kmg_other_reason(struct kmg_load *load, s32 result)
 	return KMG_REASON_NONE;
 }
 
-/* Audit: what the policy would have said of a load that is over. */
-static __always_inline void kmg_conclude_late(struct kmg_load *load)
-{
-	bool trusted = load->checked && !load->signature_result;
-	struct kmg_ruling ruling = {};
-	u32 verification, known = KMG_VERIFICATION_NOT_YET;
-
-	if (load->event.api == KMG_API_FINIT_MODULE && kmg_keeps_time((struct super_block *)load->superblock))
-		known = kmg_known(&load->version, load->event.flags & KMG_COMPRESSED);
-	verification = kmg_why_untrusted(load);
-	if (load->event.flags & KMG_IGNORE)
-		verification = KMG_VERIFICATION_IGNORE_FLAGS;
-	else if (known != KMG_VERIFICATION_NOT_YET)
-		verification = known;
-	if (trusted && verification != KMG_VERIFICATION_REVOKED)
-		verification = KMG_VERIFICATION_KERNEL_TRUSTED;
-	kmg_decide(load->event.api, load->event.origin, verification, &ruling);
-	kmg_load_decide(load, &ruling.now, verification);
-	if (verification == KMG_VERIFICATION_KERNEL_TRUSTED && ruling.now.verdict == KMG_VERDICT_ALLOW)
-		load->event.by = KMG_BY_KERNEL;
-}
-
 /* The verdict on a load that kmodgate itself did not decide. */
 static __always_inline void kmg_conclude(struct kmg_load *load, s32 result)
 {
@@ -585,6 +563,26 @@ static __always_inline void kmg_conclude(struct kmg_load *load, s32 result)
 		kmg_count(event->verdict, event->reason, event->api, event->by);
 }
 
+/* Audit: what the policy would have said of a load that is over. */
+static __always_inline void kmg_conclude_late(struct kmg_load *load, s32 result)
+{
+	u32 verification = kmg_why_untrusted(load), known = KMG_VERIFICATION_NOT_YET;
+	struct kmg_ruling ruling = {};
+
+	if (load->event.api == KMG_API_FINIT_MODULE)
+		known = kmg_known(&load->version, load->event.flags & KMG_COMPRESSED);
+	if (load->checked && !load->signature_result && known != KMG_VERIFICATION_REVOKED) {
+		kmg_conclude(load, result);
+		return;
+	}
+	if (load->event.flags & KMG_IGNORE)
+		verification = KMG_VERIFICATION_IGNORE_FLAGS;
+	else if (known != KMG_VERIFICATION_NOT_YET)
+		verification = known;
+	kmg_decide(load->event.api, load->event.origin, verification, &ruling);
+	kmg_load_decide(load, &ruling.now, verification);
+}
+
 /* The return of either call. */
 int kmg_return(struct pt_regs *ctx)
 {
@@ -602,7 +600,7 @@ int kmg_return(struct pt_regs *ctx)
 		kmg_stat(KMG_STAT_REFUSED_EARLY);
 	} else if (!load->ended) {
 		if (load->late && !load->decided && (load->event.loaded || !result))
-			kmg_conclude_late(load);
+			kmg_conclude_late(load, result);
 		else if (!load->decided)
 			kmg_conclude(load, result);
 		if (load->event.verdict != KMG_VERDICT_PENDING)

@@ -14,7 +14,7 @@ from typing import Any
 from tests.vm import lab
 
 # An emulated processor compiles with LLVM for a minute and more.
-START_SECONDS = 500.0
+START_SECONDS = 1200.0
 OUT = Path("/share/bcc.json")
 
 

@@ -39,7 +39,7 @@ def test_the_rung(tmp_path: Path, name: str) -> None:
     suite, files = RUNS[name]
     command = [*INSIDE, "-x", "-rs", "--durations", "5", *(f"{GUEST}/{file}" for file in files)]
     try:
-        status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=2400)
+        status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=3600)
     except VmDied as error:
         pytest.fail(f"the machine died: {error}\n{error.tail}")
     except VmToolError as error:

@@ -17,7 +17,7 @@ def start(directory: Path, text: str) -> tuple[int, str]:
     config = directory / "node.yaml"
     config.write_text(text)
     done = subprocess.run(
-        ["kmodgate", "run", "--config", config], check=False, capture_output=True, text=True, timeout=500
+        ["kmodgate", "run", "--config", config], check=False, capture_output=True, text=True, timeout=1200
     )
     return done.returncode, done.stderr
 
