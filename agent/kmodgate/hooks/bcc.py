@@ -193,6 +193,17 @@ class BccBackend(BpfBackend):
         """
         start = time.perf_counter()
         libbpf.few_arenas()
+        try:
+            self._compile()
+        except BaseException:
+            self._end_compiler()
+            raise
+        self._object = self._loaded  # type: ignore[assignment]  # what of it is used has the same shape
+        self._open_maps()
+        libbpf.give_memory_back()
+        self.timings["compile"] = time.perf_counter() - start
+
+    def _compile(self) -> None:
         headers = bccheaders.find(os.uname().release)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the compiler
         with bccheaders.at_hand(headers) as (trees, environment):
@@ -206,10 +217,6 @@ class BccBackend(BpfBackend):
         self._loaded = _Loaded(
             dict(zip(_MAPS, fds, strict=False)), dict(zip(programs, fds[len(_MAPS) :], strict=True))
         )
-        self._object = self._loaded  # type: ignore[assignment]  # what of it is used has the same shape
-        self._open_maps()
-        libbpf.give_memory_back()
-        self.timings["compile"] = time.perf_counter() - start
 
     def _programs(self) -> list[tuple[str, str]]:
         """Programs to load, each with its kind."""
@@ -241,7 +248,8 @@ class BccBackend(BpfBackend):
         self._channel = ours
         with theirs:
             self._compiler = subprocess.Popen(
-                [sys.executable, "-m", "kmodgate.hooks.bcccompile", str(theirs.fileno())],
+                # -P: nothing from the working directory.
+                [sys.executable, "-P", "-m", "kmodgate.hooks.bcccompile", str(theirs.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,

@@ -82,6 +82,8 @@ class Features:
         """
         without = _no_programs(wanted)
         programs = cls._without(without) if without else cls.probe(lsm_active=lsm_active)
+        if not without and any(not tuple(_NEEDS[backend](programs)) for backend in BACKENDS):
+            return programs  # a better rung: what the lower ones need takes time to look at
         return replace(programs, no_bcc=bcc.lacks(paths))
 
     @classmethod
