@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from kmodgate.hooks import abi, bcc
+from kmodgate.hooks import abi, bcc, bccheaders
 from kmodgate.hooks.bcc import BccBackend
-from kmodgate.hooks.bcccompile import Compiled, binding
 from kmodgate.hooks.generations import Generations
 from kmodgate.hooks.known import KnownDigests
 from kmodgate.hooks.library import TestRunOpts as Options
@@ -34,22 +37,29 @@ PROGRAMS = (
 
 
 class Played(BccBackend):
-    """The backend over programs that are run and not attached."""
+    """The backend over programs that are run and not attached; the compiler's process is the real one."""
 
-    def __init__(self, compiled: Compiled) -> None:
+    def __init__(self, text: str, flags: list[str]) -> None:
         KnownDigests.__init__(self)
         Generations.__init__(self, None)
+        self.timings = {}
         self.overrides = True
-        self._maps = []
-        self._task = 0
+        self._text = text
+        self._here = flags
+        self._loaded = bcc._Loaded({}, {})
         self._compiler = None
         self._attachments = []
-        self._loaded = bcc._Loaded(
-            {name: compiled.map(name) for name in bcc._MAPS},
-            {name: compiled.program(name, "tracepoint") for name in PROGRAMS},
-        )
-        self._object = self._loaded  # type: ignore[assignment]  # as in the backend
-        self._open_maps()
+        self._maps = []
+        self._task = 0
+
+    def _programs(self) -> list[tuple[str, str]]:
+        return [(name, "tracepoint") for name in PROGRAMS]
+
+    def _places(self) -> Iterator[tuple[str, str, str]]:
+        return iter(())
+
+    def _start_compiler(self, flags: list[str], environment: dict[str, str]) -> None:
+        super()._start_compiler([*self._here, *flags], environment)
 
     def play(self, program: str, argument: int = 0) -> None:
         """Run a program in this thread, its first argument given; 0 for the registers of a system call."""
@@ -83,13 +93,15 @@ LOADED = ("kmg_module_load", 0)
 
 
 @pytest.fixture
-def backend(compiled: Compiled) -> Played:
-    return Played(compiled)
-
-
-@pytest.fixture
-def compiled(flags: list[str], text: str) -> Compiled:
-    return Compiled(binding(), text, flags)
+def backend(flags: list[str], text: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Played]:
+    tree = Path(os.environ["BCC_KERNEL_SOURCE"])
+    monkeypatch.setattr(bccheaders, "find", lambda _release: bccheaders.Headers((tree,)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Played(text, [flag for flag in flags if not flag.startswith("-DKMG")]) as backend:
+        backend.load()
+        more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert more < 40 << 10  # KiB: LLVM is somewhere else
+        yield backend
 
 
 def policy(word: Policy, mode: Mode, **more: bool | FailurePolicy) -> EffectivePolicy:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from kmodgate.errors import HookError
-from kmodgate.hooks import abi, bcc, bccheaders
+from kmodgate.hooks import abi, bcc, bccheaders, choice
 from kmodgate.hooks.bcc import BccBackend, Probes
 from kmodgate.hooks.bcccompile import binding, binding_path
-from kmodgate.model import EffectivePolicy, Mode, Policy
+from kmodgate.hooks.choice import Features
+from kmodgate.model import Backend, EffectivePolicy, Mode, Policy
 from kmodgate.node import NodePaths
 from kmodgate.policy import compile_table
 
@@ -141,6 +142,41 @@ def test_a_policy_that_refuses_needs_a_kernel_that_lets_it(
 )
 def test_which_tables_refuse(policy: EffectivePolicy, refuses: bool) -> None:
     assert bcc._refuses(compile_table(policy)) is refuses
+
+
+def test_it_is_looked_for_only_where_nothing_better_works(
+    node: NodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[NodePaths] = []
+
+    def lacks(paths: NodePaths) -> tuple[str, ...]:
+        asked.append(paths)
+        return ()
+
+    monkeypatch.setattr(bcc, "lacks", lacks)
+    monkeypatch.setattr(choice, "read_btf_names", lambda _paths, _names: None)
+    features = Features.look(lsm_active=True, paths=node)
+    found = choice.choose(features)
+    assert (found.backend, asked) == (Backend.BCC, [node])
+    assert dict(found.passed_over)[Backend.BPF_LSM] == (
+        "the kernel's type information (/sys/kernel/btf/vmlinux) cannot be read",
+    )
+    full = Features(
+        frozenset({*choice._LSM_HOOKS, *choice._HELPERS, "module_sig_check"}),
+        lsm_programs=True,
+        loop=True,
+        task_storage=True,
+        syscall_programs=True,
+        lsm_active=True,
+    )
+    monkeypatch.setattr(choice, "read_btf_names", lambda _paths, _names: frozenset())
+    monkeypatch.setattr(Features, "probe", lambda **_: full)
+    assert choice.choose(Features.look(lsm_active=True, paths=node)).backend is Backend.BPF_LSM
+    assert len(asked) == 1
+    wanted = Features.look(lsm_active=True, paths=node, wanted=Backend.BCC)
+    assert choice.choose(wanted, Backend.BCC).backend is Backend.BCC
+    with pytest.raises(HookError, match="backend bcc cannot work on this kernel: BCC was not looked for"):
+        choice.choose(full, Backend.BCC)
 
 
 # --- the kernel's headers --------------------------------------------------------------------
