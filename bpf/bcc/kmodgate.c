@@ -14,7 +14,7 @@
  *
  * A kprobe can refuse only where the kernel lets errors be injected, and of all that a load passes
  * these are the system calls alone. So a refusal comes before the file is opened for reading: it
- * looks at the descriptor and at the file as they are now. docs/adr/0015-what-a-kprobe-can-refuse.md says what that is
+ * looks at the descriptor and at the file as they are now. docs/adr/0016-what-a-kprobe-can-refuse.md says what that is
  * worth. Contract, table and counters are those of kmodgate.bpf.c.
  *
  * Defined by the agent (agent/kmodgate/hooks/bcc.py): KMG_OVERRIDE where the kernel lets these

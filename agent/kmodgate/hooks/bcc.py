@@ -4,7 +4,7 @@
 Kprobes watch every load. Where the kernel lets a program override what the two system calls return
 (CONFIG_BPF_KPROBE_OVERRIDE, and both in the list of functions whose errors may be injected), loads are
 refused as well: at the entry of the call, before the file is read, by what is known of the file. See
-docs/adr/0015-what-a-kprobe-can-refuse.md for what that is worth.
+docs/adr/0016-what-a-kprobe-can-refuse.md for what that is worth.
 """
 
 from __future__ import annotations
