@@ -294,6 +294,17 @@ static __always_inline int kmg_without_state(struct pt_regs *ctx, u32 api)
 	return ruling.now.verdict == KMG_VERDICT_DENY ? kmg_end_here(ctx, NULL, ruling.now.error) : 0;
 }
 
+/* The self-probe never gets further than this where it can be helped, whatever the policy lets in. */
+static __always_inline int kmg_probed(struct pt_regs *ctx, struct kmg_load *load,
+				      struct kmg_decision *decision)
+{
+	kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
+	kmg_stat(KMG_STAT_PROBE_SIGNATURE);
+	kmg_stat(KMG_STAT_PROBE_BYTES);
+	return kmg_end_here(ctx, load,
+			    decision->verdict == KMG_VERDICT_DENY ? decision->error : EKEYREJECTED);
+}
+
 /* The entry of either call, its facts gathered. */
 static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load, u64 fd)
 {
@@ -307,6 +318,8 @@ static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load,
 		/* Whatever is enforced, what is revoked is refused. */
 		kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_REVOKED, &ruling);
 		if (ruling.now.verdict != KMG_VERDICT_DENY) {
+			if (load->probe)
+				return kmg_probed(ctx, load, &ruling.now);
 			/* Audit. Time enough to see what the kernel says, and the agent. */
 			load->late = 1;
 			if (load->event.api == KMG_API_FINIT_MODULE &&
@@ -319,14 +332,8 @@ static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load,
 		if (ruling.now.verdict == KMG_VERDICT_PENDING)
 			kmg_refuse(&ruling.now);
 	}
-	if (load->probe) {
-		/* It never gets further than this where it can be helped, whatever the policy lets in. */
-		kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
-		kmg_stat(KMG_STAT_PROBE_SIGNATURE);
-		kmg_stat(KMG_STAT_PROBE_BYTES);
-		return kmg_end_here(ctx, load,
-				    ruling.now.verdict == KMG_VERDICT_DENY ? ruling.now.error : EKEYREJECTED);
-	}
+	if (load->probe)
+		return kmg_probed(ctx, load, &ruling.now);
 	if (ruling.now.verdict == KMG_VERDICT_ALLOW && verification == KMG_VERIFICATION_NOT_YET)
 		return 0; /* nobody minds so far: that is counted at the end */
 	kmg_load_decide(load, &ruling.now, verification);

@@ -177,6 +177,31 @@ def test_each_policy_at_the_entry(backend: Played) -> None:
     assert backend.stat(abi.Stat.REFUSED_EARLY) == 1
 
 
+@pytest.mark.parametrize(
+    ("wanted", "number"),
+    [
+        (policy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE), errno.EPERM),
+        (policy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE, load_pin=False), errno.EKEYREJECTED),
+        (policy(Policy.ENFORCE, Mode.ENFORCE, kernel_keyrings=False), errno.EKEYREJECTED),
+        (policy(Policy.ENFORCE, Mode.AUDIT), errno.EKEYREJECTED),
+        (policy(Policy.DO_NOT_ENFORCE, Mode.AUDIT), errno.EKEYREJECTED),
+    ],
+)
+def test_the_self_probe(backend: Played, wanted: EffectivePolicy, number: int) -> None:
+    put(backend, policy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE))
+    backend.call()
+    (record,) = backend.events()
+    put(backend, wanted)
+    before = backend.attempts(), counted(backend)
+    backend._control.probe = record.tgid << 32 | record.tid
+    assert backend.call() == number
+    seen = (abi.Stat.PROBE_FIRST_HOOK, abi.Stat.PROBE_SIGNATURE, abi.Stat.PROBE_BYTES, abi.Stat.PROBE_EXIT)
+    assert [backend.stat(stat) for stat in seen] == [1, 1, 1, 1]
+    # Neither counted nor told.
+    assert (backend.attempts(), counted(backend)) == before
+    assert backend.told() == []
+
+
 def test_a_table_that_is_being_written_refuses(backend: Played) -> None:
     put(backend, policy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE, load_pin=False))
     backend._control.generation += 1  # nothing was written for it
