@@ -18,7 +18,7 @@ MATRIX ?= bullseye bookworm trixie sid
 BPF_CFLAGS := -g -O2 -mcpu=v3 -target bpf -D__TARGET_ARCH_$(ARCH) -Wall -Wextra -Werror \
 	-Wno-unused-function -Wno-unused-parameter -Wno-sign-compare -I/usr/include/$(MULTIARCH)
 BPF_HEADERS := $(wildcard bpf/*.h)
-BPF_OBJECT := $(addprefix agent/kmodgate/hooks/,kmodgate.bpf.o kmodgate_basic.bpf.o kmodgate_fmod_ret.bpf.o guard.bpf.o)
+BPF_OBJECT := $(addprefix agent/kmodgate/hooks/,kmodgate.bpf.o kmodgate_basic.bpf.o kmodgate_fmod_ret.bpf.o guard.bpf.o kmodgate.bcc.c)
 BPF_TEST_OBJECT := build/test.bpf.o
 STAMP := $(VENV)/.installed
 FUZZ_TEST_RUNS ?= 10000
@@ -57,12 +57,16 @@ need-clang:
 	@command -v $(CLANG) >/dev/null && [ -e /usr/include/bpf/bpf_helpers.h ] || \
 		{ echo "clang and libbpf headers are needed; run: sudo make deps" >&2; exit 3; }
 
-$(filter-out %_fmod_ret.bpf.o,$(BPF_OBJECT)): agent/kmodgate/hooks/%.bpf.o: bpf/%.bpf.c $(BPF_HEADERS) | need-clang
+$(filter-out %_fmod_ret.bpf.o %.bcc.c,$(BPF_OBJECT)): agent/kmodgate/hooks/%.bpf.o: bpf/%.bpf.c $(BPF_HEADERS) | need-clang
 	$(CLANG) $(BPF_CFLAGS) -c $< -o $@.new
 	mv $@.new $@
 
 agent/kmodgate/hooks/kmodgate_fmod_ret.bpf.o: bpf/kmodgate.bpf.c $(BPF_HEADERS) | need-clang
 	$(CLANG) $(BPF_CFLAGS) -DKMG_FMOD_RET -c $< -o $@.new
+	mv $@.new $@
+
+agent/kmodgate/hooks/kmodgate.bcc.c: $(wildcard bpf/bcc/*) $(BPF_HEADERS)
+	$(PYTHON) bpf/bcc/join.py > $@.new
 	mv $@.new $@
 
 $(BPF_TEST_OBJECT): tests/bpf/test.bpf.c $(BPF_HEADERS) | need-clang
@@ -71,7 +75,7 @@ $(BPF_TEST_OBJECT): tests/bpf/test.bpf.c $(BPF_HEADERS) | need-clang
 	mv $@.new $@
 
 .PHONY: bpf
-bpf: $(BPF_OBJECT) ## Compile the BPF programs
+bpf: $(BPF_OBJECT) ## Compile the BPF programs, and put together what is compiled on the node
 
 .PHONY: vm
 vm: $(STAMP) ## Build the virtual machine's kernel, disk and test modules (root)
@@ -95,13 +99,13 @@ lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror bpf/*.h bpf/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
 
 .PHONY: format
 format: $(STAMP) ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
-	clang-format -i bpf/*.h bpf/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
@@ -242,6 +246,10 @@ test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real 
 .PHONY: test-apiserver
 test-apiserver: $(STAMP) ## The cluster's side against a real kube-apiserver, built the first time (ten minutes)
 	$(BIN)/pytest -q -s -m apiserver tests/apiserver
+.PHONY: test-bcc
+test-bcc: $(STAMP) $(BPF_OBJECT) ## The bcc rung, compiled here and in guests with BCC (root; python3-bpfcc flex bison bc gcc libelf-dev libssl-dev)
+	$(BIN)/pytest -q -s -m bpf tests/bcc
+	$(BIN)/pytest -q -s -m vm tests/vm/test_bcc.py
 
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)

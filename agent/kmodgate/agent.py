@@ -353,7 +353,7 @@ class Agent:
                 self._observer.asked(question.id, question.tgid, question.tid, question.start_time)
                 call = (question.fd, question.address, question.length)
                 asker = (question.tgid, question.tid)
-                self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call))
+                self._answerer.submit(Asked(question.id, Api(question.api), *asker, *call, question.place))
 
     def _tell(self, records: Iterable[abi.Event], event_log: EventLog) -> bool:
         """Tell a batch of loads that ended; False when there was none."""

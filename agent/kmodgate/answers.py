@@ -19,13 +19,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, runtime_checkable
 
 from .errors import HookError, KmodgateError, ModuleFormatError
-from .fsutil import read_regular_fd
+from .fsutil import nobody_writes, read_regular_fd
 from .model import Api, ModuleInfo, SignatureReport, SignatureStatus, Verification
 from .modfile import decompress, modinfo
 from .modfile.decompress import BytesLike
@@ -40,6 +40,9 @@ _STUCK_SECONDS: Final = 5.0
 _STUCK_MAX: Final = 64
 _QUEUE: Final = 256
 _REPORTS: Final = 4096
+# A file that was changed a moment ago may be changed again without its ctime moving: the kernel's
+# clock for it ticks every 10 ms at worst.
+_SETTLED_NS: Final = 50_000_000
 _GONE: Final = (errno.ENOENT, errno.ESRCH, errno.EBADF)
 
 
@@ -55,6 +58,7 @@ class Asked:
         fd: descriptor of the file, for ``finit_module``.
         address: user address of the image, for ``init_module``.
         length: its length in bytes.
+        place: the file's path from process 1's root, for an asker that does not wait for the answer.
     """
 
     id: int
@@ -64,6 +68,7 @@ class Asked:
     fd: int
     address: int
     length: int
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +79,29 @@ class FileIdentity:
         device: major and minor number of its file system.
         inode: its number there.
         size: in bytes.
+        changed: ctime in ns; 0 where the bytes might change without it.
     """
 
     device: tuple[int, int]
     inode: int
     size: int
+    changed: int = field(default=0, compare=False)
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Self:
-        """From fstat(2)."""
-        return cls((os.major(status.st_dev), os.minor(status.st_dev)), status.st_ino, status.st_size)
+    def of(cls, status: os.stat_result, reader: int | None = None) -> Self:
+        """From fstat(2), and then the descriptor that the file is read from, before it is read.
+
+        Whoever opens the file for writing later than this cannot change it without its ctime.
+        """
+        settled = reader is not None and time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+        changed = status.st_ctime_ns if settled and reader is not None and nobody_writes(reader) else 0
+        device = os.major(status.st_dev), os.minor(status.st_dev)
+        return cls(device, status.st_ino, status.st_size, changed)
+
+    @property
+    def version(self) -> tuple[tuple[int, int], int, int, int]:
+        """The file as it was."""
+        return self.device, self.inode, self.size, self.changed
 
 
 class AnswerSink(Protocol):
@@ -103,6 +121,20 @@ class AnswerSink(Protocol):
 
     def answered_for(self, device: tuple[int, int], inode: int, size: int, trust_generation: int) -> None:
         """Tell that no question is needed for a file: its digest has been answered."""
+
+
+@runtime_checkable
+class FileSink(Protocol):
+    """A backend that decides before the bytes are read, and so by the file."""
+
+    def judged(
+        self,
+        version: tuple[tuple[int, int], int, int, int],
+        verification: Verification,
+        contents: Verification,
+        trust_generation: int,
+    ) -> None:
+        """Store what is known of a file as it was: device, inode, size, ctime in ns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +171,7 @@ class Answerer:
     ) -> None:
         self.max_size = max_size
         self._sink = sink
+        self._files = sink if isinstance(sink, FileSink) else None
         self._trust = trust
         self._proc = proc
         self._observe = observe
@@ -212,7 +245,7 @@ class Answerer:
         with self._lock:
             trust = self._trust
         began = time.perf_counter() if start is None else start
-        outcome = self._judge(data, trust, began, from_file=True)
+        outcome = self._judge(data, trust, began, file)
         self._sink.answered_for(file.device, file.inode, file.size, trust.generation)
         return outcome
 
@@ -269,11 +302,13 @@ class Answerer:
                 return QuestionOutcome.TOO_LARGE
             with self._lock:
                 trust = self._trust
-            return self._judge(image, trust, start, from_file=False)
+            return self._judge(image, trust, start)
         read = self._read_file(asked)
         return QuestionOutcome.TOO_LARGE if read is None else self.learn(*read, start=start)
 
-    def _judge(self, data: bytes, trust: Trust, start: float, *, from_file: bool) -> QuestionOutcome:
+    def _judge(
+        self, data: bytes, trust: Trust, start: float, file: FileIdentity | None = None
+    ) -> QuestionOutcome:
         found = self._verify(data, trust, start)
         # With MODULE_INIT_COMPRESSED_FILE the kernel unpacks a file, without it the bytes stand as
         # they are; those from memory always do. The flags are not known here: both are answered.
@@ -285,16 +320,16 @@ class Answerer:
             log.debug("not unpacked: %s", error)
             too_large = error.errno_name == "EFBIG"
             contents = Verification.TOO_LARGE if too_large else Verification.UNREADABLE
-            return self._tell(data, found, trust, contents=contents)
+            return self._tell(data, found, trust, contents=contents, file=file)
         if plain is data:
-            return self._tell(data, found, trust)
+            return self._tell(data, found, trust, file=file)
         inner = self._verify(plain, trust, time.perf_counter())
         if found.status is SignatureStatus.REVOKED:
             detail = f"{found.detail}, as it lies there compressed"
             inner = replace(inner, status=found.status, errno=found.errno, trusted_by=None, detail=detail)
         inner = replace(inner, module=_names(plain))
-        told = self._tell(plain, inner, trust) if from_file else None
-        outcome = self._tell(data, found, trust, contents=verification_of(inner), shown=inner)
+        told = self._tell(plain, inner, trust) if file is not None else None
+        outcome = self._tell(data, found, trust, contents=verification_of(inner), shown=inner, file=file)
         return told or outcome
 
     def _verify(self, data: BytesLike, trust: Trust, start: float) -> SignatureReport:
@@ -317,10 +352,13 @@ class Answerer:
         *,
         contents: Verification = Verification.NOT_YET,
         shown: SignatureReport | None = None,
+        file: FileIdentity | None = None,
     ) -> QuestionOutcome:
-        """Answer for a digest, and remember the report; ``shown`` is one to be remembered instead."""
+        """Answer for a digest, and for the file that has it; remember the report, or ``shown`` instead."""
         digest = bytes.fromhex(found.sha256 or "")
         self._sink.answer(digest, verification_of(found), trust.generation, contents)
+        if self._files is not None and file is not None and file.changed:
+            self._files.judged(file.version, verification_of(found), contents, trust.generation)
         shown = shown or replace(found, module=_names(data))
         with self._lock:
             if trust is self._trust:
@@ -338,7 +376,14 @@ class Answerer:
         with a write lease on it blocks an open without O_NONBLOCK.
         """
         path = self._proc / f"{asked.tgid}/task/{asked.tid}/fd/{asked.fd}"
-        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in _GONE or not asked.place:
+                raise
+            # What lies there by now is verified as what it is: a wrong file does no harm.
+            path = self._proc / "1/root" / asked.place.lstrip("/")
+            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
@@ -350,7 +395,8 @@ class Answerer:
         finally:
             os.close(handle)
         try:
-            return read_regular_fd(reader, self.max_size, str(path)), FileIdentity.of(found)
+            file = FileIdentity.of(found, reader)
+            return read_regular_fd(reader, self.max_size, str(path)), file
         finally:
             os.close(reader)
 

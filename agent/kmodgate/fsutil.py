@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import signal
 import stat
 import tempfile
 from pathlib import Path
@@ -50,6 +52,24 @@ def file_error(name: str, error: OSError) -> FileReadError:
         )
     reason = (error.strerror or "cannot be read").lower()
     return FileReadError(name, reason, errno.errorcode.get(number, "EIO"))
+
+
+_F_SETSIG = 10  # include/uapi/asm-generic/fcntl.h
+
+
+def nobody_writes(fd: int) -> bool:
+    """Whether no task has an open file open for writing, mapped or not, at this moment.
+
+    A read lease is granted only then. It is given back at once; where somebody opens the file for
+    writing meanwhile, the kernel tells the holder, by a signal that is ignored unless someone wants it.
+    """
+    try:
+        fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
 
 
 def read_regular_fd(fd: int, max_size: int, name: str) -> bytes:

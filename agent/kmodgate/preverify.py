@@ -322,7 +322,8 @@ class Preverifier:
                 f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
             )
             try:
-                outcome = self._learn(read_regular_fd(reader, max_size, path), FileIdentity.of(status))
+                file = FileIdentity.of(status, reader)
+                outcome = self._learn(read_regular_fd(reader, max_size, path), file)
             finally:
                 os.close(reader)
         except (OSError, KmodgateError) as error:

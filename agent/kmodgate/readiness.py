@@ -70,7 +70,9 @@ class Readiness:
                 enforces = self.terms.by_kernel and not unset and kernel_enforces(policy, probe)
                 problem = watch_problem(probe) or self._unenforced(policy, probe, unset, enforces=enforces)
             else:
-                problem = probe_problem(policy, backend.probe(), kernel_refuses=self.strictness.refuses)
+                probe = backend.probe()
+                enforces = not probe.only_watches
+                problem = probe_problem(policy, probe, kernel_refuses=self.strictness.refuses)
         except KmodgateError as error:
             problem = str(error)
         needs_root = policy.pinned_root_exempt if policy.policy is Policy.ENFORCE else policy.load_pin

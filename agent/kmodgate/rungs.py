@@ -29,6 +29,10 @@ class Terms:
     may_observe: bool = False
 
 
+BEFORE_THE_KERNEL = frozenset({Backend.BCC})
+"""Rungs that decide before the kernel has looked at the signature."""
+
+
 NO_DIGEST = frozenset({Backend.BPF_LSM_BASIC})
 """Rungs whose programs cannot tell the digest of what is loaded, nor wait for the agent."""
 
@@ -41,6 +45,8 @@ def refusals(backend: Backend, policy: EffectivePolicy, *, configured_certificat
         policy: what is to be enforced on it.
         configured_certificates: the config names certificates of its own.
     """
+    if backend in BEFORE_THE_KERNEL:
+        return tuple(_before_the_kernel(backend, policy))
     if backend in ONLY_WATCHES:
         return tuple(_by_the_kernel(backend, policy, configured_certificates=configured_certificates))
     if backend not in NO_DIGEST:
@@ -64,6 +70,16 @@ def _without_digest(
     if policy.revocations:
         yield (
             f"{why}, so nothing can be revoked; remove trust.revoked and trust.revokedCertificates, {remedy}"
+        )
+
+
+def _before_the_kernel(backend: Backend, policy: EffectivePolicy) -> Iterator[str]:
+    if policy.mode is Mode.ENFORCE and policy.policy is Policy.ENFORCE and policy.kernel_keyrings:
+        yield (
+            f"backend {backend} decides before the kernel looks at the signature, so the kernel's keyrings "
+            "cannot be asked; set trust.kernelKeyrings to false and add the certificates that are built into "
+            "the kernel to trust.certificates (kmodgate trust extract /boot/vmlinuz-RELEASE prints them), "
+            "set mode: audit, or use a node with a better backend"
         )
 
 

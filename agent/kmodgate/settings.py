@@ -19,7 +19,7 @@ from typing import Final
 
 from . import __version__
 from . import config as node_config
-from .config import BackendChoice, CannotEnforce, KernelProfileChoice, NodeConfig, OnExit, to_effective_policy
+from .config import CannotEnforce, KernelProfileChoice, NodeConfig, OnExit, to_effective_policy
 from .errors import KmodgateError, NodeError
 from .fsutil import read_regular_file
 from .model import Backend, EffectivePolicy, Policy
@@ -110,16 +110,6 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
         )
 
 
-def refuse_unimplemented(config: NodeConfig) -> None:
-    """What the config of one node may ask for and this version does not do. Raises NodeError."""
-    if config.backend is BackendChoice.BCC:
-        raise NodeError(
-            f"{config.origin('backend')}: backend {config.backend} is not in this version; write "
-            f"{BackendChoice.BPF_LSM}, {BackendChoice.BPF_FMOD_RET}, {BackendChoice.BPF_LSM_BASIC} or "
-            f"{BackendChoice.TRACEFS}, or leave it out"
-        )
-
-
 def refuse_on_rung(settings: Settings, backend: Backend) -> Terms:
     """What the config asks for and this rung of the ladder cannot enforce. Raises NodeError."""
     problems = refusals(backend, settings.policy, configured_certificates=bool(settings.trust))
@@ -167,7 +157,6 @@ def read_settings(
         labels = labels() if config.node_pools else None
     refuse_unlabelled(config, labels)
     config = node_config.resolve(config, labels or {})
-    refuse_unimplemented(config)
     files = read_trust(config.trust.certificates, config.trust.revoked, config.trust.revoked_certificates)
     trust = files.store
     policy = to_effective_policy(config, revocations=bool(trust.revocations))

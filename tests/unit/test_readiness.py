@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kmodgate import readiness as module
+from kmodgate.hooks.bpf import ProbeResult
 from kmodgate.model import Backend as Rung
 from kmodgate.model import EffectivePolicy, Mode, Policy
 from kmodgate.node import NodePaths
@@ -21,8 +22,8 @@ class Backend:
     root_pinned = True
     backend = Rung.BPF_LSM
 
-    def probe(self) -> None:
-        pass
+    def probe(self) -> ProbeResult:
+        return ProbeResult(errno=0, first_hook=True, signature=True, ended=True)
 
 
 def test_since_is_the_last_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

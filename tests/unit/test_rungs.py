@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kmodgate.model import Backend, EffectivePolicy, Mode, Policy
-from kmodgate.rungs import NO_DIGEST, ONLY_WATCHES, refusals
+from kmodgate.rungs import BEFORE_THE_KERNEL, NO_DIGEST, ONLY_WATCHES, refusals
 
 
 def policy(word: Policy = Policy.ENFORCE, **more: Any) -> EffectivePolicy:
@@ -46,7 +46,7 @@ def test_audit_asks_for_the_same() -> None:
 
 def test_other_rungs_refuse_nothing() -> None:
     asked = policy(kernel_keyrings=False, revocations=True)
-    for backend in set(Backend) - NO_DIGEST - ONLY_WATCHES:
+    for backend in set(Backend) - NO_DIGEST - BEFORE_THE_KERNEL - ONLY_WATCHES:
         assert refusals(backend, asked, configured_certificates=True) == ()
 
 

@@ -196,11 +196,6 @@ def test_node_pools_need_labels_and_the_first_match_is_in_force(tmp_path: Path, 
     assert read_settings(path, None, node, {"pool": "other"}).policy.policy is Policy.UNSPECIFIED
 
 
-def test_a_backend_that_is_not_here_is_refused(tmp_path: Path, node: NodeFacts) -> None:
-    with pytest.raises(NodeError, match=r"node.yaml:2: backend bcc"):
-        read_settings(config(tmp_path, ENFORCE + "kmodgate: {backend: bcc}\n"), None, node)
-
-
 CERTIFIED = ENFORCE + "kmodgate: {backend: tracefs, trust: {certificates: [a.pem]}%s}\n"
 
 

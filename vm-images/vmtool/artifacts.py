@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import apt, kernel, keys, rootfs, testmodules, toolchain
+from . import apt, kernel, keys, rootfs, smallkernel, testmodules, toolchain
+from .kernel import Kernel
 from .testmodules import DKMS_PACKAGES
+
+BCC = "+bcc"
+"""Behind a suite's name: its kernel, and a disk on which BCC can compile."""
+OVERRIDE = "override"
+"""In the place of a suite: the small kernel whose system calls BPF programs may refuse; with BCC."""
 
 _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
     "kernel": lambda resolved: kernel.get(resolved).vmlinuz,
@@ -19,6 +26,33 @@ _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
     "headers": toolchain.headers,
 }
 NAMES = tuple(_MAKERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one machine is made of."""
+
+    kernel: Kernel
+    disk: Path
+    testmodules: Path
+    certs: Path
+
+
+def parts(suite: str) -> Parts:
+    """A machine's parts, built first if the cache lacks them.
+
+    Args:
+        suite: of Debian, ``SUITE+bcc`` or ``override``.
+    """
+    if suite == OVERRIDE:
+        its_kernel, modules, certs = smallkernel.get_override()
+        return Parts(its_kernel, rootfs.get(its_kernel, headers=()), modules, certs)
+    name = suite.removesuffix(BCC)
+    resolved = apt.resolve(name, DKMS_PACKAGES)
+    its_kernel = kernel.get(resolved)
+    headers = None if name == suite else toolchain.all_headers(resolved)
+    disk = rootfs.get(its_kernel, headers=headers)
+    return Parts(its_kernel, disk, testmodules.get(resolved), keys.certificates(its_kernel))
 
 
 def path(what: str, suite: str) -> Path:

@@ -27,7 +27,7 @@ def run_in_guest(
 
     Args:
         command: program and arguments.
-        suite: Debian suite of the kernel.
+        suite: Debian suite of the kernel, or another word of ``artifacts.parts``.
         share: directory to use for /share, kept afterwards; None for a throw-away one.
         live: pass the command's output on as it comes; False drops it.
         timeout: seconds for the whole run.
@@ -40,9 +40,10 @@ def run_in_guest(
     """
     with tempfile.TemporaryDirectory(prefix="kmodgate-lab-") as name:
         root = share or Path(name)
-        for what, folder in (("testmodules", "modules"), ("certs", "certs")):
+        parts = artifacts.parts(suite)
+        for what, folder in ((parts.testmodules, "modules"), (parts.certs, "certs")):
             target = root / folder
-            shutil.copytree(artifacts.path(what, suite), target, dirs_exist_ok=True)
+            shutil.copytree(what, target, dirs_exist_ok=True)
             for key in target.glob("*.key"):
                 key.unlink()
         shutil.copytree(guesttools.get(), root / "tools", dirs_exist_ok=True)

@@ -35,6 +35,8 @@ GUEST_PACKAGES = (
     "xz-utils",
     "zstd",
 )
+# What a guest needs on top where BCC compiles in it: LLVM is heavy, so the others do without.
+BCC_PACKAGES = ("python3-bpfcc",)
 # For tests that run inside the guest; kmodgate's own come from pyproject.toml.
 TEST_REQUIREMENTS = ("jsonschema>=4.21", "pytest>=8.2", "pytest-timeout>=2.3")
 PYTHON = (3, 11)  # of the base suite: wheels and byte code are made for it
@@ -50,10 +52,11 @@ def requirements() -> tuple[str, ...]:
     return (*project["dependencies"], *TEST_REQUIREMENTS)
 
 
-def base(*, refresh: bool = False) -> Path:
+def base(*, refresh: bool = False, packages: tuple[str, ...] = GUEST_PACKAGES) -> Path:
     """The tarball of the base system.
 
     Args:
+        packages: on top of Debian's minbase.
         refresh: ask the mirror for the packages' versions; a new version gives a new base.
     """
     versions = cache.root() / "resolved-base.txt"
@@ -68,10 +71,10 @@ def base(*, refresh: bool = False) -> Path:
     def build(target: Path) -> None:
         say("building the base system with mmdebstrap (about 30 s)")
         tarball = target.with_suffix(".tar")
-        bootstrap.make(apt.BASE_SUITE, GUEST_PACKAGES, tarball)
+        bootstrap.make(apt.BASE_SUITE, packages, tarball)
         tarball.rename(target)
 
-    key = cache.digest([versions.read_bytes(), *GUEST_PACKAGES, *bootstrap.RECIPE])
+    key = cache.digest([versions.read_bytes(), *packages, *bootstrap.RECIPE])
     return cache.entry(f"base-{key}.tar", build)
 
 
@@ -149,9 +152,18 @@ def _configure(tree: Path) -> None:
     mtab.symlink_to("/proc/self/mounts")
 
 
-def get(kernel: Kernel, *, refresh: bool = False) -> Path:
-    """The root disk for ``kernel``: an ext4 image, never written to by a run."""
-    tarball = base(refresh=refresh)
+def get(kernel: Kernel, *, refresh: bool = False, headers: tuple[Path, ...] | None = None) -> Path:
+    """The root disk for ``kernel``: an ext4 image, never written to by a run.
+
+    Args:
+        kernel: whose modules are on it.
+        refresh: ask the mirror for newer packages.
+        headers: not None for a disk with BCC: folders of the kernel's headers to put below
+            ``/usr/src``, of which the first is the build's and the last the source's; none where
+            they lie among the modules.
+    """
+    packages = GUEST_PACKAGES if headers is None else (*GUEST_PACKAGES, *BCC_PACKAGES)
+    tarball = base(refresh=refresh, packages=packages)
     site = wheels(refresh=refresh)
 
     def build(target: Path) -> None:
@@ -164,6 +176,10 @@ def get(kernel: Kernel, *, refresh: bool = False) -> Path:
         run(["cp", "-a", "--reflink=auto", f"{site}/.", tree / SITE])
         (tree / "lib/modules").mkdir(exist_ok=True)
         run(["cp", "-a", "--reflink=auto", kernel.modules, tree / "lib/modules" / kernel.release])
+        for link, folder in zip(("build", "source"), headers or (), strict=False):
+            run(["cp", "-a", "--reflink=auto", folder, tree / "usr/src"])
+            (tree / "lib/modules" / kernel.release / link).unlink(missing_ok=True)
+            (tree / "lib/modules" / kernel.release / link).symlink_to(f"/usr/src/{folder.name}")
         _configure(tree)
         # Debian compiles its library when python3 is configured; what it left out is compiled here.
         run(
@@ -202,5 +218,6 @@ def get(kernel: Kernel, *, refresh: bool = False) -> Path:
         )
         image.rename(target)
 
-    key = cache.digest([tarball.name, site.name, kernel.folder.name, GUEST_INIT, Path(__file__)])
+    own = [str(folder) for folder in headers or ()]
+    key = cache.digest([tarball.name, site.name, kernel.folder.name, GUEST_INIT, Path(__file__), *own])
     return cache.entry(f"rootfs-{kernel.release}-{key}.ext4", build)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import accel, apt, cache, kernel, keys, rootfs, stage, testmodules
+from . import accel, apt, artifacts, cache, stage
 from .errors import VmDied, VmToolError
 from .host import PROJECT, find
 from .machine import ERR_PORT, OUT_PORT, STATUS_PORT, Machine, Share, arguments
@@ -51,7 +51,7 @@ class Options:
     """What one run may choose.
 
     Attributes:
-        suite: Debian suite of the kernel.
+        suite: Debian suite of the kernel, or another word of ``artifacts.parts``.
         share: folder mounted read-write at ``/share``, also the working directory.
         append: more kernel arguments.
         memory: MiB.
@@ -183,16 +183,15 @@ def prepared(options: Options, command: Sequence[str] | None, token: str) -> Ite
     """The machine for one run, with its run folder, which lives as long as the context."""
     if options.share is not None and not options.share.is_dir():
         raise VmToolError(f"--share {options.share}: no such folder")
-    resolved = apt.resolve(options.suite, testmodules.DKMS_PACKAGES)
-    its_kernel = kernel.get(resolved)
-    disk = rootfs.get(its_kernel)
+    parts = artifacts.parts(options.suite)
+    its_kernel, disk = parts.kernel, parts.disk
     run_folder = Path(tempfile.mkdtemp(prefix="kmodgate-vm-"))
     try:
         shares = {
             "agent": Share(stage.get(), stage.GUEST_SOURCE),
             "src": Share(PROJECT, "/src"),
-            "testmodules": Share(testmodules.get(resolved), "/testmodules"),
-            "certs": Share(keys.certificates(its_kernel), "/certs"),
+            "testmodules": Share(parts.testmodules, "/testmodules"),
+            "certs": Share(parts.certs, "/certs"),
         }
         if options.share is not None:
             shares["share"] = Share(options.share.absolute(), "/share", writable=True)

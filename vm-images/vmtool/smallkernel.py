@@ -2,7 +2,8 @@
 """Small kernels from Debian's source packages, for what Debian's own builds leave out.
 
 A fragment goes on top of ``make tinyconfig``: ``small-kernel.config`` has ML-DSA,
-``loadpin-kernel.config`` has the real LoadPin. Opt-in: it needs a compiler and a few minutes.
+``loadpin-kernel.config`` has the real LoadPin, ``override-kernel.config`` has no BTF and lets BPF
+programs override what system calls return. Opt-in: it needs a compiler and a few minutes.
 Nothing of the source is changed.
 """
 
@@ -13,13 +14,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from . import apt, cache
+from . import apt, cache, initramfs, keys, testmodules
 from .errors import VmToolError
 from .host import IMAGES, find, run, say
+from .kernel import INIT, Kernel
 from .testmodules import DKMS_PACKAGES, SOURCES
 
 FRAGMENT = IMAGES / "small-kernel.config"
 LOADPIN_FRAGMENT = IMAGES / "loadpin-kernel.config"
+OVERRIDE_FRAGMENT = IMAGES / "override-kernel.config"
 SUITE = "sid"
 # The release that the other guests run most; any since 6.1 has dm-verity in LoadPin.
 LOADPIN_SUITE = apt.BASE_SUITE
@@ -120,3 +123,70 @@ def get_loadpin() -> Path:
 
     key = cache.digest([package.name, package.version, LOADPIN_FRAGMENT, SOURCES])
     return cache.entry(f"loadpin-{key}", build)
+
+
+# What BCC compiles against: the headers of a build, for /lib/modules/RELEASE/build.
+_FOR_BCC = ("include", "arch/x86/include")
+
+
+def get_override() -> tuple[Kernel, Path, Path]:
+    """The kernel without BTF whose system calls BPF programs may refuse, test modules for it, certificates.
+
+    Its modules' folder holds the headers that BCC needs.
+
+    Raises:
+        VmToolError: a program or header is missing, or the build failed.
+    """
+    distribution = apt.Apt(LOADPIN_SUITE)
+    package = distribution.package(source_package(LOADPIN_SUITE))
+    certs = keys.get()
+
+    def build(target: Path) -> None:
+        say(f"building a kernel without BTF from {package.name} {package.version} (some minutes)")
+        with tempfile.TemporaryDirectory(prefix="kmodgate-kernel-") as name:
+            scratch = Path(name)
+            tree = _configured(distribution, package, OVERRIDE_FRAGMENT, scratch)
+            _make(tree, "vmlinux", "modules")
+            release = (tree / "include/config/kernel.release").read_text().strip()
+            target.mkdir()
+            kernel = Kernel(target, release)
+            _make(tree, f"INSTALL_MOD_PATH={target / 'tree'}", "modules_install")
+            for link in ("build", "source"):
+                (kernel.modules / link).unlink(missing_ok=True)
+            for folder in _FOR_BCC:
+                shutil.copytree(tree / folder, kernel.modules / "build" / folder, symlinks=True)
+            (target / "release").write_text(release)
+            shutil.copy(tree / "vmlinux", kernel.vmlinux)
+            kernel.initrd.write_bytes(initramfs.build(kernel.modules, INIT))
+            shutil.copytree(SOURCES, scratch / "modules")
+            _make(tree, f"M={scratch / 'modules'}", "modules")
+            _sign(tree, scratch / "modules/kmgtest.ko", certs, target / "testmodules")
+            shutil.copytree(certs, target / "certs")
+            der, pem = tree / "certs/signing_key.x509", target / "certs/kernel.pem"
+            run(["openssl", "x509", "-inform", "DER", "-in", der, "-out", pem])
+
+    key = cache.digest([package.name, package.version, OVERRIDE_FRAGMENT, SOURCES, certs.name, INIT])
+    folder = cache.entry(f"override-{key}", build)
+    kernel = Kernel(folder, (folder / "release").read_text())
+    return kernel, folder / "testmodules", folder / "certs"
+
+
+def _sign(tree: Path, module: Path, certs: Path, target: Path) -> None:
+    """The variants of one module that the tests use; see ``testmodules.variants``."""
+    target.mkdir()
+    unsigned = target / f"{module.stem}.unsigned.ko"
+    run(["strip", "--strip-debug", "-o", unsigned, module])
+    for who in ("operator", "stranger"):
+        signed = target / f"{module.stem}.{who}.ko"
+        run(
+            [
+                tree / "scripts/sign-file",
+                "sha256",
+                certs / f"{who}.key",
+                certs / f"{who}.pem",
+                unsigned,
+                signed,
+            ]
+        )
+    operators = (target / f"{module.stem}.operator.ko").read_bytes()
+    (target / f"{module.stem}.tampered.ko").write_bytes(testmodules.tampered(operators))

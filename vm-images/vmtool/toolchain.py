@@ -38,6 +38,13 @@ def headers(resolved: apt.Resolved) -> Path:
     return get(resolved) / "usr/src" / f"linux-headers-{resolved.release}"
 
 
+def all_headers(resolved: apt.Resolved) -> tuple[Path, ...]:
+    """The folders that hold them: the build's own, and the one that all builds of a version share."""
+    own = headers(resolved)
+    source = (get(resolved) / "lib/modules" / resolved.release / "source").readlink()
+    return own, own.with_name(source.name)
+
+
 def inside(root: Path, argv: Sequence[str]) -> bytes:
     """Run a program of the toolchain's root; paths are that root's.
 

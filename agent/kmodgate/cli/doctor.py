@@ -82,7 +82,7 @@ def _purpose(path: Path | None, labels: dict[str, str]) -> tuple[NodeConfig | No
     """The policy asked about, and the config that it comes from."""
     from kmodgate import config as node_config
     from kmodgate.doctor import Purpose
-    from kmodgate.settings import read_verity_digests, refuse_unimplemented, refuse_unlabelled
+    from kmodgate.settings import read_verity_digests, refuse_unlabelled
     from kmodgate.signature import TrustStore
     from kmodgate.truststore import load_trust
 
@@ -93,7 +93,6 @@ def _purpose(path: Path | None, labels: dict[str, str]) -> tuple[NodeConfig | No
     refusal = None
     try:
         refuse_unlabelled(loaded, labels or None)
-        refuse_unimplemented(config)
     except NodeError as error:
         refusal = str(error)
     read_verity_digests(config)

@@ -239,6 +239,7 @@ def _bcc(seen: Seen) -> Iterator[Need]:
     yield Need(
         seen.headers, f"no kernel headers: install them (Debian: apt-get install linux-headers-{release})", ""
     )
+    yield Need(not seen.bcc, f"the Python binding of BCC is missing: {seen.bcc}", "")
 
 
 def _bcc_enforces(seen: Seen) -> str:

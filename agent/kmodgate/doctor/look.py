@@ -77,7 +77,9 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
         process=process,
         bpffs=read_bpffs(paths),
         pinned=read_pinned(paths),
-        headers=(root / "lib/modules" / facts.release / "build").exists(),
+        headers=(root / "lib/modules" / facts.release / "build").exists()
+        or (paths.sys / "kernel/kheaders.tar.xz").is_file(),
+        bcc=_bcc_missing() if own else None,
         no_tracefs=_no_tracefs(paths, process),
         jit=_read_jit(paths),
         libbpf=libbpf,
@@ -85,6 +87,12 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
         tried=tried,
         agent=None if listen is None else _ask_agent(listen),
     )
+
+
+def _bcc_missing() -> str:
+    from kmodgate.hooks.bcccompile import REMEDY, binding_path  # noqa: PLC0415  # beside libbpf
+
+    return "" if binding_path() else REMEDY
 
 
 def _no_tracefs(paths: NodePaths, process: ProcessFacts) -> tuple[str, ...] | None:

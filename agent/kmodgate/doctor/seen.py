@@ -62,7 +62,8 @@ class Seen:
         functions: which of the names asked for the kernel's BTF has.
         crypto: names of ``/proc/crypto``.
         profile: what these and the build make of the kernel's signature code.
-        headers: the kernel's headers are installed.
+        headers: the kernel's headers are installed, or it carries them.
+        bcc: how to get BCC's Python binding; empty when it is here.
         no_tracefs: what keeps trace events from being read; None when they could not be looked for.
         jit: ``net.core.bpf_jit_enable`` is not 0.
         libbpf: why libbpf or the programs are missing; empty when they are here.
@@ -85,6 +86,7 @@ class Seen:
     bpffs: tuple[str, ...] | None = None
     pinned: tuple[str, ...] | None = None
     headers: bool | None = None
+    bcc: str | None = None
     no_tracefs: tuple[str, ...] | None = None
     jit: bool | None = None
     libbpf: str | None = None

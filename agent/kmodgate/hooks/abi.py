@@ -113,7 +113,13 @@ class Control(ctypes.Structure):
 
 
 class Question(ctypes.Structure):
-    """Twin: ``struct kmg_question``."""
+    """Twin: ``struct kmg_question``.
+
+    Attributes:
+        place: the file's path from process 1's root, where the asker does not wait for the answer.
+    """
+
+    place: str = ""
 
     _fields_ = (
         ("id", ctypes.c_uint64),

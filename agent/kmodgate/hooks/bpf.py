@@ -57,6 +57,7 @@ class ProbeResult:
         bytes_read: ``kernel_post_load_data`` saw it; looked for only where the table asks for the
             bytes of every load.
         ended: the end of the system call was seen.
+        only_watches: the programs refuse nothing, this load neither.
     """
 
     errno: int
@@ -64,6 +65,7 @@ class ProbeResult:
     signature: bool
     ended: bool
     bytes_read: bool = False
+    only_watches: bool = False
 
 
 class BpfBackend(KernelCounts, KnownDigests, Generations):

@@ -82,6 +82,18 @@ CAPABILITIES: Final[Mapping[Backend, Capabilities]] = MappingProxyType(
             exact=True,
             unknown=("sha256", "signer"),
         ),
+        # Where the kernel allows a kprobe to refuse (docs/adr/0016); elsewhere it watches.
+        Backend.BCC: Capabilities(
+            refuses=True,
+            certificates=True,
+            revocations=True,
+            load_pin=True,
+            pinned_root_exempt=True,
+            compat=True,
+            outlives_agent=False,
+            exact=False,
+            unknown=("sha256", "signer"),
+        ),
         Backend.TRACEFS: Capabilities(
             refuses=False,
             certificates=False,
@@ -131,7 +143,8 @@ _PAGE: Final = """\
 
 Made by `python -m kmodgate.hooks.capabilities`, from the table that `kmodgate doctor` and the tests in
 guests read. What a backend that refuses nothing leaves to the kernel is
-[here](operations.md#nodes-without-bpf-tracefs).
+[here](operations.md#nodes-without-bpf-tracefs). `bcc` refuses where the kernel lets a kprobe
+do so, and watches elsewhere; what is weaker there is in [adr/0016](adr/0016-what-a-kprobe-can-refuse.md).
 
 {table}
 """

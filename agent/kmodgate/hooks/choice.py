@@ -7,7 +7,6 @@ Its release is never looked at. What a chosen rung cannot enforce is said in ``r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Self
@@ -17,7 +16,7 @@ from kmodgate.model import Backend
 from kmodgate.node import NodePaths
 from kmodgate.node.bpf import read_btf_names
 
-from . import libbpf, traceinstance
+from . import bcc, libbpf, traceinstance
 from .basic import BasicBackend
 from .bpf import BpfBackend, shipped_object
 from .fmod_ret import FmodRetBackend
@@ -63,6 +62,7 @@ class Features:
         syscall_programs: it runs programs on request, with an argument (5.14).
         lsm_active: ``bpf`` is among the security modules; None when they cannot be listed.
         no_programs: why no compiled program can be loaded at all; empty when they can.
+        no_bcc: what keeps programs from being compiled here; empty when they can.
         no_tracefs: what keeps trace events from being read; empty when they can.
     """
 
@@ -73,6 +73,7 @@ class Features:
     syscall_programs: bool
     lsm_active: bool | None = None
     no_programs: str = ""
+    no_bcc: tuple[str, ...] = ("BCC was not looked for",)
     no_tracefs: tuple[str, ...] = ("trace events were not looked for",)
 
     @classmethod
@@ -85,7 +86,10 @@ class Features:
         """
         without = _no_programs(wanted)
         programs = cls._without(without) if without else cls.probe(lsm_active=lsm_active)
-        return replace(programs, no_tracefs=tuple(traceinstance.lacks(paths)))
+        programs = replace(programs, no_tracefs=tuple(traceinstance.lacks(paths)))
+        if not without and any(not tuple(_NEEDS[backend](programs)) for backend in BACKENDS):
+            return programs  # a better rung: what BCC needs takes time to look at
+        return replace(programs, no_bcc=bcc.lacks(paths))
 
     @classmethod
     def _without(cls, why: str) -> Self:
@@ -126,7 +130,7 @@ def _no_programs(wanted: Backend | None) -> str:
     """Why BPF programs are out of the question; empty when they are not."""
     if wanted is not None and wanted not in BACKENDS:
         return f"{wanted} was asked for"
-    if not os.access(NodePaths().sys / "kernel/btf/vmlinux", os.R_OK):
+    if read_btf_names(NodePaths(), ()) is None:
         return "the kernel's type information (/sys/kernel/btf/vmlinux) cannot be read"
     return ""
 
@@ -164,6 +168,8 @@ class Choice:
         Raises:
             HookError: libbpf or the object is missing.
         """
+        if self.backend is Backend.BCC:
+            return bcc.BccBackend(paths=paths)
         if self.backend is Backend.TRACEFS:
             return TracefsBackend(paths)
         return BACKENDS[self.backend](pins=Pins(self.backend, paths=paths) if pinned else None)
@@ -242,6 +248,10 @@ def _basic_lacks(features: Features) -> Iterator[str]:
     yield from _lsm_lacks(features, Backend.BPF_LSM_BASIC)
 
 
+def _bcc_lacks(features: Features) -> Iterator[str]:
+    yield from features.no_bcc
+
+
 def _tracefs_lacks(features: Features) -> Iterator[str]:
     yield from features.no_tracefs
 
@@ -250,6 +260,7 @@ _NEEDS: Final[Mapping[Backend, Callable[[Features], Iterator[str]]]] = {
     Backend.BPF_LSM: _full_lacks,
     Backend.BPF_FMOD_RET: _fmod_ret_lacks,
     Backend.BPF_LSM_BASIC: _basic_lacks,
+    Backend.BCC: _bcc_lacks,
     Backend.TRACEFS: _tracefs_lacks,
 }
 """In the order of the ladder. Another rung stands here, and in ``Choice.open``."""

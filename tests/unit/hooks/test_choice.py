@@ -131,7 +131,7 @@ def test_without_bpf_among_the_security_modules_the_gates_are_next() -> None:
 
 
 def test_what_is_not_there_is_not_replaced_by_something_else() -> None:
-    with pytest.raises(HookError, match="backend bcc is not in this version"):
+    with pytest.raises(HookError, match="backend bcc cannot work on this kernel: BCC was not looked for"):
         choose(NEW, Backend.BCC)
 
 
@@ -146,7 +146,10 @@ def test_without_programs_trace_events_are_what_is_left() -> None:
     features = replace(NEW, no_programs="no type information", no_tracefs=())
     found = choose(features)
     assert found.backend is Backend.TRACEFS
-    assert found.passed_over == tuple((backend, ("no type information",)) for backend in choice.BACKENDS)
+    assert found.passed_over == (
+        *((backend, ("no type information",)) for backend in choice.BACKENDS),
+        (Backend.BCC, ("BCC was not looked for",)),
+    )
     with pytest.raises(HookError, match="backend bpf-lsm cannot work on this kernel: no type information"):
         choose(features, Backend.BPF_LSM)
     with pytest.raises(HookError, match="tracefs: trace events were not looked for"):
