@@ -57,7 +57,11 @@ def test_a_module_that_the_kernel_trusts(agent: lab.Agent) -> None:
         "result": "ok",
     }
     status = path.stat()
-    assert (event["path"], event["inode"], event["size"]) == (str(path), status.st_ino, status.st_size)
+    assert (event["path"], event["inode"], event["size"]) == (
+        str(path.resolve()),
+        status.st_ino,
+        status.st_size,
+    )
     assert event["file_system"] == "ext4"
     assert event["exe"].startswith("/usr/bin/python3")
     assert event["uid"] == 0
