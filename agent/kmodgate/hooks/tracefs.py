@@ -221,6 +221,7 @@ class TracefsBackend(KernelCounts, LateAnswers):
     def questions(self) -> Iterator[abi.Question]:
         """Callers whose bytes are to be looked at, as far as they are still there."""
         self._pump()
+        self._instance.heard()
         while self._asked:
             yield self._asked.popleft()
 
@@ -253,6 +254,8 @@ class TracefsBackend(KernelCounts, LateAnswers):
             heapq.heappush(self._records, (record.time, next(self._order), record))
         for record in begun:
             self._follow(record)
+        if self._asked:  # maybe in the middle of a probe: the loop must come for the questions
+            self._instance.poke()
         if complete is not None:
             horizon = min(horizon, complete)
         while self._records and (not settle or self._records[0][0] <= horizon):

@@ -109,6 +109,8 @@ class TraceInstance:
         self._own: Path | None = None
         self._pipes: dict[int, int] = {}  # descriptor by CPU
         self._poll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll.register(self._bell, select.EPOLLIN)
         self.lost = 0
         self.malformed = 0
         self.formats: Mapping[str, EventFormat] = {
@@ -152,6 +154,11 @@ class TraceInstance:
         )
         size = max(_LEAST_KIB, min(_BUFFER_KIB, _TOTAL_KIB // max(1, len(cpus))))
         _write(own / "trace_clock", "mono")
+        # Events before the size: the first one lets the kernel give the global buffer the size that it
+        # promises, and a size set before that would leave the global one at its few bytes for good (6.1).
+        _write(own / "tracing_on", "0")
+        for name, (system, _) in _EVENTS.items():
+            _write(own / "events" / system / name / "enable", "1")
         _write(own / "buffer_size_kb", str(size))
         if (own / "buffer_percent").exists():
             _write(own / "buffer_percent", "0")  # each record wakes
@@ -226,12 +233,22 @@ class TraceInstance:
         self.remove()
         if not self._poll.closed:
             self._poll.close()
+            os.close(self._bell)
 
     # --- records ------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """Readable while a CPU has records."""
+        """Readable while a CPU has records, and after ``poke``."""
         return self._poll.fileno()
+
+    def poke(self) -> None:
+        """Be readable until ``heard``: records that somebody else has read have left something to do."""
+        os.eventfd_write(self._bell, 1)
+
+    def heard(self) -> None:
+        """End that."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
 
     @property
     def name(self) -> str:

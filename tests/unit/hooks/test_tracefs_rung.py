@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import threading
 import time
@@ -246,6 +247,21 @@ def test_the_pinned_root_is_known_by_its_device(
         answer(backend, question, Verification.UNSIGNED)
     reasons = [Reason(event.reason) for event in backend.events()]
     assert reasons == [Reason.PINNED_ROOT, Reason.OUTSIDE_PINNED_ROOT, Reason.PINNED_ROOT]
+
+
+def test_a_question_that_a_probe_came_upon_wakes_the_loop(
+    backend: TracefsBackend, ring: Ring, paths: NodePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wakes() -> bool:
+        return bool(select.select([backend.question_ring], [], [], 0)[0])
+
+    monkeypatch.setattr("kmodgate.hooks.tracefs.load_nothing", lambda: errno.ENOEXEC)
+    add_process(paths.proc, TID)
+    ring.write(0, tracing.enter_init(TID, 1, 128))
+    backend.probe()
+    assert wakes()
+    assert len(list(backend.questions())) == 1
+    assert not wakes()
 
 
 def test_an_image_in_memory_is_asked_about_by_its_address(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -36,7 +37,10 @@ WITH_CERTIFICATES = json.dumps(
 def global_buffer() -> dict[str, str]:
     """What anybody could have changed of it."""
     names = ("events/enable", "set_event", "trace_clock", "current_tracer", "buffer_size_kb", "tracing_on")
-    return {name: (TRACING / name).read_text() for name in names}
+    found = {name: (TRACING / name).read_text() for name in names}
+    # The first tracer of all lets the kernel give it the size that it promises.
+    promised = re.search(r"expanded: ([0-9]+)", found["buffer_size_kb"])
+    return found if promised is None else found | {"buffer_size_kb": f"{promised[1]}\n"}
 
 
 BEFORE = global_buffer() if TRACING.is_dir() else {}
