@@ -181,12 +181,15 @@ def choose(features: Features, wanted: Backend | None = None, *, below: Backend 
     Args:
         features: of the kernel.
         wanted: this rung and no other.
-        below: only rungs under this one, which has broken.
+        below: only rungs under this one, which has broken. Those on compiled programs break together:
+            what silences one kind of them silences all.
 
     Raises:
         HookError: the kernel lacks something for it, or for all of them.
     """
     passed_over: list[tuple[Backend, tuple[str, ...]]] = []
+    if below in BACKENDS:
+        below = list(BACKENDS)[-1]
     for backend, lacks in _NEEDS.items():
         if below is not None:
             below = None if backend is below else below
