@@ -124,10 +124,10 @@ def archive(program: Sequence[str], files: Mapping[str, bytes], objects: Path) -
     nodes += _nodes(_root())
     nodes.append(Node("init", stat.S_IFREG | 0o755, INIT.read_bytes()))
     nodes.append(Node("program", stat.S_IFREG | 0o644, " ".join(program).encode()))
-    nodes += [Node("opt/agent", folder), *_nodes(PROJECT / "agent", "opt/agent/")]
+    nodes += [Node("src/agent", folder), *_nodes(PROJECT / "agent", "src/agent/")]
     nodes += [Node("src/tests/vm", folder), *_nodes(PROJECT / "tests/vm", "src/tests/vm/")]
     nodes += [
-        Node(f"opt/agent/kmodgate/hooks/{path.name}", stat.S_IFREG | 0o644, path.read_bytes())
+        Node(f"src/agent/kmodgate/hooks/{path.name}", stat.S_IFREG | 0o644, path.read_bytes())
         for path in sorted(objects.glob("*.bpf.o"))
     ]
     nodes += [Node(f"files/{name}", stat.S_IFREG | 0o644, data) for name, data in files.items()]
