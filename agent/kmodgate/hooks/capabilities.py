@@ -13,7 +13,7 @@ from typing import Final
 
 from kmodgate.model import Backend
 
-CALLER: Final = ("pid", "ppid", "comm", "exe", "uid")
+CALLER: Final = ("pid", "ppid", "comm", "exe", "uid", "workload")
 FILE: Final = ("origin", "path", "file_system", "device", "inode", "size")
 BYTES: Final = ("sha256", "signer", "signature_status", "signature_detail", "trusted_by")
 

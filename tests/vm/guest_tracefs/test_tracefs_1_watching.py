@@ -154,7 +154,7 @@ def test_the_schema_is_every_rungs_and_what_may_be_null_is_in_the_table(agent: l
         Path(lab.__file__).parents[2].joinpath("agent/kmodgate/telemetry/event.schema.json").read_text()
     )
     assert set(gone) == set(schema["$defs"]["module_load"]["required"])
-    always = {"errno", "node", "container_id", "pod"}
+    always = {"errno", "node", "pool", "container_id", "pod", "kernel_request"}
     null = {key for key, value in gone.items() if value is None}
     assert null <= {*able.unknown, *able.fleeting, *always}
     assert gone["verdict"] == "would_deny"
