@@ -17,11 +17,11 @@ from typing import Final
 
 from .hooks.kernfs import path_of_cgroup
 from .kube.cgroups import CgroupRef, parse_path, parse_proc_cgroup
+from .node.procstat import TICK_NS, TaskStat, read_task_stat
 from .workload import Pod, Workload
 
 log = logging.getLogger(__name__)
 
-_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
 _MAX_FILE: Final = 64 << 10
 _REMEMBERED: Final = 4096
@@ -50,8 +50,7 @@ UNKNOWN: Final = Attribution()
 
 def is_same_process(proc: Path, tgid: int, tid: int, start_time: int) -> bool:
     """Whether a thread is still the one that began at ``start_time`` (nanoseconds since boot)."""
-    fields = _stat(proc / str(tgid) / "task" / str(tid))
-    return len(fields) > 19 and fields[19].isdigit() and int(fields[19]) == start_time // _TICK_NS  # noqa: PLR2004
+    return _began_at(read_task_stat(proc / str(tgid) / "task" / str(tid)), start_time)
 
 
 class Attributor:
@@ -83,11 +82,11 @@ class Attributor:
         task = self._proc / str(tgid) / "task" / str(tid)
         ref = parse_proc_cgroup(_read(task / "cgroup"))
         words = _read(self._proc / str(tgid) / "cmdline").split("\0")
-        fields = _stat(task)
-        if not is_same_process(self._proc, tgid, tid, start_time):
-            ref, words, fields = None, [], []
-        if parent is None and len(fields) > 1 and fields[1].isdigit():
-            parent = int(fields[1])
+        stat = read_task_stat(task)  # last: what was read before it is the same task's
+        if stat is None or not _began_at(stat, start_time):
+            ref, words = None, []
+        elif parent is None:
+            parent = stat.parent
         if parent is not None and self._is_kernel_thread(parent):
             return Attribution(Workload.KERNEL, kernel_request=_request(words))
         if ref is None:
@@ -143,18 +142,21 @@ class Attributor:
 
     def _is_kernel_thread(self, pid: int) -> bool:
         """Only what the kernel has started itself (``call_usermodehelper``) has one for a parent."""
-        fields = _stat(self._proc / str(pid))
-        return len(fields) > 6 and fields[6].isdigit() and bool(int(fields[6]) & _PF_KTHREAD)  # noqa: PLR2004
+        stat = read_task_stat(self._proc / str(pid))
+        return stat is not None and bool(stat.flags & _PF_KTHREAD)
+
+
+def _began_at(stat: TaskStat | None, start_time: int) -> bool:
+    return stat is not None and stat.start == start_time // TICK_NS
 
 
 def _request(words: list[str]) -> str | None:
     """What was asked for: ``modprobe -q -- NAME`` (``call_modprobe`` in ``kernel/module/kmod.c``)."""
-    return words[3] if len(words) > 3 and words[1:3] == ["-q", "--"] and words[3] else None  # noqa: PLR2004
-
-
-def _stat(directory: Path) -> list[str]:
-    """The fields of proc_pid_stat(5) from the third one on: behind the name, which may hold anything."""
-    return _read(directory / "stat").rpartition(")")[2].split()
+    match words:
+        case [_, "-q", "--", name, *_] if name:
+            return name
+        case _:
+            return None
 
 
 def _read(path: Path) -> str:

@@ -15,11 +15,10 @@ from kmodgate.model import Policy
 
 def _seconds_since_start() -> float:
     """Since this process began, by the kernel's account (proc_pid_stat(5), field 22)."""
-    import os
+    from kmodgate.node.procstat import TICKS, read_task_stat
 
-    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    stat = read_task_stat(Path("/proc/self"))
+    return 0.0 if stat is None else time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start / TICKS
 
 
 @click.command(

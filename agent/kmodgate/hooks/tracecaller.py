@@ -17,10 +17,10 @@ from typing import Final
 from kmodgate.errors import HookError, NodeError
 from kmodgate.node.mounts import Mount, mount_id_of_fd, parse_mount_id, parse_mountinfo
 from kmodgate.node.paths import read_text
+from kmodgate.node.procstat import TICK_NS, read_task_stat
 
 from .superblocks import Superblock
 
-_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _CAP_SYS_MODULE: Final = 1 << 16  # include/uapi/linux/capability.h
 _COMM: Final = 16
 
@@ -63,14 +63,16 @@ def read_caller(proc: Path, tid: int) -> Caller | None:
         return None
     # The kernel escapes a newline in the name, so no line is the caller's own.
     lines = dict(line.partition(":")[::2] for line in status.split("\n"))
+    stat = read_task_stat(directory)
+    if stat is None:
+        return None
     try:
-        behind_the_name = (directory / "stat").read_bytes().rpartition(b")")[2].split()
         return Caller(
             tgid=int(lines["Tgid"]),
             parent=int(lines["PPid"]),
             uid=int(lines["Uid"].split()[0]),
             comm=(directory / "comm").read_bytes().removesuffix(b"\n")[:_COMM],
-            start_time=int(behind_the_name[19]) * _TICK_NS,
+            start_time=stat.start * TICK_NS,
             privileged=bool(int(lines["CapEff"], 16) & _CAP_SYS_MODULE),
         )
     except (OSError, KeyError, ValueError, IndexError):

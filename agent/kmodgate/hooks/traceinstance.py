@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 from kmodgate.errors import HookError
 from kmodgate.node import NodePaths
 from kmodgate.node.paths import read_text
+from kmodgate.node.procstat import read_task_stat
 
 from .traceformat import EventFormat, PageLayout, parse_format, parse_header_page, parse_page
 
@@ -210,11 +211,8 @@ class TraceInstance:
 
     def _started(self, pid: int) -> int | None:
         """When a process began, in ticks since boot; None for none."""
-        try:
-            stat = (self._paths.proc / str(pid) / "stat").read_bytes()
-            return int(stat.rpartition(b")")[2].split()[19])
-        except (OSError, ValueError, IndexError):
-            return None
+        stat = read_task_stat(self._paths.proc / str(pid))
+        return None if stat is None else stat.start
 
     def remove(self) -> None:
         """Stop, and leave nothing behind. Safe to call twice."""
