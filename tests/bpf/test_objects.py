@@ -10,30 +10,15 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from tests.objects import compile_for
 
 pytestmark = pytest.mark.bpf
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ("kmodgate", "kmodgate_basic")
 LAST_HELPER_OF_5_10 = 155  # BPF_FUNC_redirect_peer; bpf_task_storage_get() is the next one
 MAP_TYPES_OF_5_10 = range(1, 29)  # up to BPF_MAP_TYPE_INODE_STORAGE
 CALL, ATOMIC = 0x85, 0xDB
 PLAIN_ADD = 0  # the only atomic operation before 5.12
-
-
-def compile_for(machine: str, source: str, out: Path) -> Path:
-    """By the Makefile's own rule."""
-    target = f"agent/kmodgate/hooks/{source}.bpf.o"
-    done = subprocess.run(
-        ["make", "--always-make", "--dry-run", f"ARCH={machine}", target],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    (command,) = [line for line in done.stdout.splitlines() if " -target bpf " in line]
-    subprocess.run(command.replace(f"{target}.new", str(out)), shell=True, cwd=ROOT, check=True)  # noqa: S602  # our own Makefile's command
-    return out
 
 
 def instructions(path: Path) -> list[tuple[int, int, int, int]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.objects import compile_for
 from vmtool import VmDied, VmToolError, arm64lab
 
 ROOT = Path(__file__).parents[2]
@@ -57,16 +58,8 @@ def _sign(folder: Path, name: str, unsigned: bytes) -> bytes:
 
 
 def _objects(folder: Path) -> Path:
-    """The BPF objects for arm64, by the Makefile's own rules, out of the tree."""
     for name in OBJECTS:
-        target = f"agent/kmodgate/hooks/{name}.bpf.o"
-        done = subprocess.run(
-            ["make", "--always-make", "--dry-run", "ARCH=arm64", target],
-            cwd=ROOT, check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        (command,) = [line for line in done.stdout.splitlines() if " -target bpf " in line]
-        command = command.replace(f"{target}.new", str(folder / f"{name}.bpf.o"))
-        subprocess.run(command, shell=True, cwd=ROOT, check=True)  # noqa: S602  # our own Makefile's command
+        compile_for("arm64", name, folder / f"{name}.bpf.o")
     return folder
 
 

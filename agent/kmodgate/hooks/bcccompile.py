@@ -48,7 +48,7 @@ def binding_path(places: tuple[str, ...] = PLACES) -> str | None:
         return None
     # What any binding of libbcc has, and the other package has not.
     library = os.path.join(os.path.dirname(spec.origin), "libbcc.py")  # noqa: PTH118, PTH120  # one string
-    return spec.origin if os.path.isfile(library) else None  # noqa: PTH113
+    return spec.origin if os.path.isfile(library) else None  # noqa: PTH113  # the same
 
 
 def binding(places: tuple[str, ...] = PLACES) -> ModuleType:

@@ -7,7 +7,7 @@ Fields are those of a ``module_load`` event (docs/events.md). One that a rung ca
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -61,39 +61,12 @@ _ALL: Final = Capabilities(
 CAPABILITIES: Final[Mapping[Backend, Capabilities]] = MappingProxyType(
     {
         Backend.BPF_LSM: _ALL,
-        Backend.BPF_FMOD_RET: Capabilities(
-            refuses=True,
-            certificates=True,
-            revocations=True,
-            load_pin=True,
-            pinned_root_exempt=True,
-            compat=True,
-            outlives_agent=True,
-            exact=False,
-        ),
-        Backend.BPF_LSM_BASIC: Capabilities(
-            refuses=True,
-            certificates=False,
-            revocations=False,
-            load_pin=True,
-            pinned_root_exempt=True,
-            compat=True,
-            outlives_agent=True,
-            exact=True,
-            unknown=("sha256", "signer"),
+        Backend.BPF_FMOD_RET: replace(_ALL, exact=False),
+        Backend.BPF_LSM_BASIC: replace(
+            _ALL, certificates=False, revocations=False, unknown=("sha256", "signer")
         ),
         # Where the kernel allows a kprobe to refuse (docs/adr/0016); elsewhere it watches.
-        Backend.BCC: Capabilities(
-            refuses=True,
-            certificates=True,
-            revocations=True,
-            load_pin=True,
-            pinned_root_exempt=True,
-            compat=True,
-            outlives_agent=False,
-            exact=False,
-            unknown=("sha256", "signer"),
-        ),
+        Backend.BCC: replace(_ALL, outlives_agent=False, exact=False, unknown=("sha256", "signer")),
         Backend.TRACEFS: Capabilities(
             refuses=False,
             certificates=False,
@@ -107,7 +80,7 @@ CAPABILITIES: Final[Mapping[Backend, Capabilities]] = MappingProxyType(
         ),
     }
 )
-"""By rung. One that is not in this version is not here."""
+"""By rung."""
 
 _QUESTIONS: Final = (
     ("refuses a load by itself", "refuses"),
