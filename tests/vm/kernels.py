@@ -52,6 +52,7 @@ class Kernel:
         found = {
             "digests": self.rung == BPF_LSM,
             "the-basic-rung": self.rung == BPF_LSM_BASIC,
+            "hardening": self.rung == BPF_LSM,
             "decompression": self.decompresses is not None,
             "shared-loads": self.shares_loads,
             "packed-modules": self.packed,

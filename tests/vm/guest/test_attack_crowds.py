@@ -91,7 +91,7 @@ def test_a_crowd_of_loaders_of_many_files(watch: attack.Watch) -> None:
     pests = []
     for number in range(CROWD - len(good)):
         path = watch.directory / f"pest-{number}.ko"
-        path.write_bytes(attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes()) + os.urandom(16))
+        path.write_bytes(attack.pest_of(watch.signer.unsigned()) + os.urandom(16))
         pests.append(path)
     before = dict(watch.moves())
     files = [*pests[:30], *good, *pests[30:]]
@@ -107,7 +107,7 @@ def test_loaders_that_fork_and_die_while_they_wait(watch: attack.Watch) -> None:
     """The agent is stopped, so every load waits; parents die, threads of state must not be mixed up."""
     lab.finit(watch.signer.fresh_file(watch.directory))
     lab.unload(attack.GOOD)
-    pest = attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes())
+    pest = attack.pest_of(watch.signer.unsigned())
     os.kill(watch.agent.pid, signal.SIGSTOP)
     children = []
     try:

@@ -72,7 +72,7 @@ def stated(agent: lab.Agent) -> int:
 def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None:
     good = [watch.signer.fresh_file(watch.directory) for _ in range(2)]
     unsigned = watch.directory / "unsigned.ko"
-    unsigned.write_bytes(attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes()))
+    unsigned.write_bytes(attack.pest_of(watch.signer.unsigned()))
     pests = [watch.pest_file(f"pest-{number}.ko") for number in range(4)]
     short = watch.directory / "short"
     short.write_bytes(os.urandom(200))
