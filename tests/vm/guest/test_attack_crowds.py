@@ -52,11 +52,16 @@ def crowd(acts: Sequence[Callable[[], lab.Loaded]], *, patience: int = 120) -> l
 
 
 def expected(watch: attack.Watch, before: dict[str, float], attempts: int) -> None:
-    """All of them are in the counts: as attempts, or shared and failed for another reason than a refusal."""
+    """All of them are in the counts: as attempts, or shared and failed for another reason than a refusal.
+
+    Shared results are seen at the end of a call alone. The kernel may pass over that program where it
+    preempts, and says so: those are the exported misses.
+    """
     after = watch.moves()
     moved = {name: after[name] - before[name] for name in after}
-    shared = moved["refused_early"] if kernels.this().shares_loads else 0
-    assert moved["attempts"] + shared == attempts, moved
+    shared = kernels.this().shares_loads
+    missing = attempts - moved["attempts"] - (moved["refused_early"] if shared else 0)
+    assert 0 <= missing <= (moved["misses"] if shared else 0), moved
 
 
 def test_a_crowd_of_loaders_of_one_file(watch: attack.Watch) -> None:
@@ -172,7 +177,7 @@ def outcomes_of(word: str) -> Counter[str]:
     return Counter({name: int(count) for name, count in (part.split("=") for part in word.split(","))})
 
 
-@pytest.mark.parametrize("mode", ["usual", "full"])
+@pytest.mark.parametrize("mode", ["usual", pytest.param("full", marks=pytest.mark.needs("preemption-modes"))])
 def test_loaders_on_one_cpu(watch: attack.Watch, mode: str) -> None:
     """Some load what is trusted and some what is not; neither's digest is ever taken for the other's.
 
