@@ -53,6 +53,12 @@ def pest_byte(module: bytes) -> tuple[int, bytes, bytes]:
     return place, module[place : place + 1], pest[place : place + 1]
 
 
+def signature_of(module: bytes) -> bytes:
+    """What is appended to a signed module, struct module_signature and end mark included."""
+    (length,) = struct.unpack(">I", module[-len(_MARKER) - 4 : -len(_MARKER)])
+    return module[-len(_MARKER) - 12 - length :]
+
+
 class Signer:
     """A key of this run, whose certificate the node trusts: makes modules that nobody has seen.
 
@@ -71,8 +77,7 @@ class Signer:
         if DIGESTS:
             return (lab.MODULES / "kmgtest.unsigned.ko").read_bytes()
         signed = lab.in_tree(GOOD).read_bytes()
-        (length,) = struct.unpack(">I", signed[-len(_MARKER) - 4 : -len(_MARKER)])
-        return signed[: -len(_MARKER) - 12 - length]
+        return signed.removesuffix(signature_of(signed))
 
     def fresh(self) -> bytes:
         """A trusted module with a digest of its own."""

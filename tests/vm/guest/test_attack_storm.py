@@ -116,7 +116,8 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
     samples = lab.metrics()
     ring = samples['kmodgate_events_lost_total{kind="event_ring"}']
     print(f"storm: {ATTEMPTS} attempts, {trusted} of them trusted, {seconds:.1f} s, "
-          f"{misses:.0f} misses exported, {ring:.0f} records lost in the ring, {stated(watch.agent)} stated as left out, "
+          f"{misses:.0f} misses exported, {ring:.0f} records lost in the ring, "
+          f"{stated(watch.agent)} stated as left out, "
           f"RSS {watch.agent.resident_kib()} KiB")  # fmt: skip
     assert watch.agent.resident_kib() <= RESIDENT_KIB
     assert lab.get("/readyz")[0] == 200

@@ -36,10 +36,7 @@ def test_it_enforced_before_systemd_loaded_any_module() -> None:
     assert 0 < begun < enforcing
     assert enforcing <= moment("systemd-modules-load.service", "ExecMainStart")
     assert enforcing <= moment("systemd-udev-trigger.service", "ExecMainStart")
-    boot = subprocess.run(["systemd-analyze", "time"], check=False, capture_output=True, text=True).stdout
-    print(
-        f"\nunit from start to enforcing: {(enforcing - begun) / 1e6:.1f} s (emulated); {boot.splitlines()[:1]}"
-    )
+    print(f"\nunit from start to enforcing: {(enforcing - begun) / 1e6:.1f} s (emulated)")
 
 
 def test_what_systemd_loads_at_boot_is_judged() -> None:
