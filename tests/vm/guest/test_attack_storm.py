@@ -108,7 +108,8 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
     assert 0 <= ATTEMPTS - moved["attempts"] - moved["refused_early"] <= misses, moved
     assert 0 <= moved["attempts"] - moved["counted"] <= misses, moved
     assert moved["undecided"] == moved["loaded_unseen"] == moved["redecided"] == 0, moved
-    assert watch.moved(verdict="deny") - denied == ATTEMPTS - trusted
+    # What refuses counts where it refuses; the result that another loader shares, at the end of the call.
+    assert 0 <= ATTEMPTS - trusted - (watch.moved(verdict="deny") - denied) <= misses, moved
     assert 0 <= trusted - (watch.moved(verdict="allow") - allowed + moved["refused_early"]) <= misses
     # Each decision made a record, but for shared ones. What is not in the log is stated.
     made = settled(watch.agent) - records_before
