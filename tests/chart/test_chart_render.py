@@ -162,7 +162,11 @@ def test_links_to_runbooks_begin_with_the_address_that_was_given(helm: Helm, bas
             assert (PROJECT / "docs/runbooks" / page).is_file()
         assert after == before
     variables = {
-        (variable["query"], variable["current"]["value"], *(option["value"] for option in variable["options"]))
+        (
+            variable["query"],
+            variable["current"]["value"],
+            *(option["value"] for option in variable["options"]),
+        )
         for item in given
         if "-dashboard-" in item["metadata"]["name"]
         for text in item["data"].values()
