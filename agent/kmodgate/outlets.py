@@ -112,6 +112,8 @@ class Outlets:
             config.ca_certificate,
             config.bearer_token_file,
             config.timeout,
+            config.client_certificate,
+            config.client_key,
         )
         return OtlpTarget(endpoint, node=self.node)
 

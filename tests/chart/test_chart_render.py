@@ -146,6 +146,36 @@ def test_the_projects_own_rules_and_dashboards_are_in(newest: Helm) -> None:
     assert held == dashboards
 
 
+@pytest.mark.parametrize("base", ["https://docs.example/kmodgate/runbooks", "http://[::1]:8080/a%20b/"])
+def test_links_to_runbooks_begin_with_the_address_that_was_given(helm: Helm, base: str) -> None:
+    switches = ["metrics.prometheusRule.enabled=true", "dashboards.enabled=true"]
+    plain = objects(helm.render(sets=switches))
+    given = objects(helm.render(sets=[*switches, f"metrics.runbookBaseUrl={json.dumps(base)}"]))
+    alerts = [
+        [rule for group in only(found, "PrometheusRule")["spec"]["groups"] for rule in group["rules"]]
+        for found in (plain, given)
+    ]
+    for before, after in zip(*alerts, strict=True):
+        if "alert" in before:
+            page = before["annotations"].pop("runbook_url").removeprefix("docs/runbooks/")
+            assert after["annotations"].pop("runbook_url") == f"{base.rstrip('/')}/{page}"
+            assert (PROJECT / "docs/runbooks" / page).is_file()
+        assert after == before
+    variables = {
+        (
+            variable["query"],
+            variable["current"]["value"],
+            *(option["value"] for option in variable["options"]),
+        )
+        for item in given
+        if "-dashboard-" in item["metadata"]["name"]
+        for text in item["data"].values()
+        for variable in json.loads(text)["templating"]["list"]
+        if variable["name"] == "runbooks"
+    }
+    assert variables == {(base.rstrip("/"),) * 3}
+
+
 def test_the_notes_say_how_to_end_it(newest: Helm) -> None:
     # Helm 3 renders notes only where a cluster answers.
     notes = newest.notes(CHART / "ci/default-values.yaml")

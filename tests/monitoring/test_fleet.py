@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from typing import Any
 
 import pytest
 import yaml
+from tests.dashboards.check import log_queries
 from tests.monitoring import fleet
 from tests.monitoring.conftest import SCRAPE, Monitored, wait_for
 from tests.rules.names import foreign_names, label_mistakes
@@ -38,6 +41,28 @@ def panels() -> Iterator[tuple[str, dict[str, Any], str]]:
             if panel["datasource"]["type"] == "prometheus":
                 for target in panel["targets"]:
                     yield name, panel, target["expr"]
+
+
+def test_the_log_panel_names_what_events_have() -> None:
+    """As Loki's parser of JSON names them: a key within an object after the object's, with ``_``."""
+    schema = json.loads(files("kmodgate.telemetry").joinpath("event.schema.json").read_text())
+    known = set(flattened(schema["$defs"]["module_load"], schema["$defs"]))
+    queries = log_queries(dashboards())
+    assert queries
+    for query in queries:
+        named = set(re.findall(r"\{\{\.(\w+)\}\}", query)) | set(re.findall(r"\| (\w+)=", query))
+        assert {"verdict", "reason", "module", "path", "pod_name", "signer_issuer", "node"} <= named <= known
+
+
+def flattened(schema: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
+    for key, value in schema["properties"].items():
+        parts = [value, *value.get("anyOf", []), *value.get("oneOf", [])]
+        parts += [definitions[part["$ref"].rpartition("/")[2]] for part in parts if "$ref" in part]
+        inner = [part for part in parts if "properties" in part]
+        for part in inner:
+            yield from (f"{key}_{name}" for name in flattened(part, definitions))
+        if not inner:
+            yield key
 
 
 def filled_in(expression: str, panel: str) -> str:

@@ -164,6 +164,8 @@ def _event_sinks(sinks: EventSinks) -> dict[str, Any]:
         shown["otlp"] = {
             "endpoint": otlp.endpoint,
             "caCertificate": None if otlp.ca_certificate is None else str(otlp.ca_certificate),
+            "clientCertificate": None if otlp.client_certificate is None else str(otlp.client_certificate),
+            "clientKey": None if otlp.client_key is None else str(otlp.client_key),
             "bearerTokenFile": None if otlp.bearer_token_file is None else str(otlp.bearer_token_file),
             "timeout": f"{otlp.timeout:g}s",
         }

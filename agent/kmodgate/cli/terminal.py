@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, TextIO
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    Part = Table | Text | tuple[str, Text] | None
+    """Of a page: a table, a line, a line after its lead (see ``hang``), or an empty line."""
 
 # Wider than any line: what is not a terminal is never wrapped.
 _UNWRAPPED = 1 << 16
@@ -120,18 +123,60 @@ def _plain(drawn: Table) -> Iterator[str]:
 
 def hang(lead: str, line: Text, stream: TextIO | None = None) -> None:
     """Print a line after ``lead``; on a terminal what does not fit continues below the line, not the lead."""
-    from rich.table import Table
     from rich.text import Text
 
     target = console(stream)
     if not target.is_terminal:
         show(Text(lead).append_text(line), stream)
         return
+    target.print(_hanging(lead, line))
+
+
+def _hanging(lead: str, line: Text) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     grid = Table.grid(padding=0)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row(Text(lead), line)
-    target.print(grid)
+    return grid
+
+
+def show_page(parts: Iterable[Part], stream: TextIO | None = None) -> None:
+    """Print a page, part by part."""
+    from rich.text import Text
+
+    for part in parts:
+        if part is None:
+            show(Text(""), stream)
+        elif isinstance(part, tuple):
+            hang(*part, stream)
+        else:
+            show(part, stream)
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """True for a terminal on which ``screen`` works."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in {"dumb", "unknown"}
+
+
+@contextmanager
+def screen() -> Iterator[Callable[[Iterable[Part]], None]]:
+    """The whole terminal while the block runs; what was on it comes back afterwards.
+
+    Yields:
+        A function that draws a page in place of the one before. What is below the edge is left out.
+    """
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    def drawn(part: Part) -> Table | Text:
+        return Text("") if part is None else _hanging(*part) if isinstance(part, tuple) else part
+
+    with Live(console=console(), screen=True, auto_refresh=False) as live:
+        yield lambda parts: live.update(Group(*map(drawn, parts)), refresh=True)
 
 
 def _ignore(steps: int) -> None:

@@ -83,15 +83,21 @@ class OtlpSink(Section):
 
     endpoint = RequiredKey("endpoint", _endpoint)
     ca_certificate = Key("caCertificate", scalars.path)
+    client_certificate = Key("clientCertificate", scalars.path)
+    client_key = Key("clientKey", scalars.path)
     bearer_token_file = Key("bearerTokenFile", scalars.path)
     timeout = Key("timeout", _timeout)
 
     def check(self) -> None:
         """No secret in clear text over a network, and no certificate that nobody looks at."""
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("clientCertificate and clientKey go together; name both files")
         if self.endpoint.tls:
             return
         if self.ca_certificate is not None:
             raise ValueError("caCertificate checks nothing over http; write https, or remove it")
+        if self.client_certificate is not None:
+            raise ValueError("clientCertificate is shown to nobody over http; write https, or remove it")
         if self.bearer_token_file is not None and not _is_loopback(self.endpoint.host):
             raise ValueError("would send the bearer token in clear text; write https")
 
@@ -132,6 +138,8 @@ def _build_otlp(model: OtlpSink | None, directory: Path) -> OtlpSinkConfig | Non
         None if model.ca_certificate is None else directory / model.ca_certificate,
         None if model.bearer_token_file is None else directory / model.bearer_token_file,
         DEFAULT_TIMEOUT if model.timeout is None else model.timeout,
+        None if model.client_certificate is None else directory / model.client_certificate,
+        None if model.client_key is None else directory / model.client_key,
     )
 
 

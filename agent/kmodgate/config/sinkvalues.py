@@ -31,6 +31,8 @@ class OtlpSinkConfig:
     ca_certificate: Path | None = None
     bearer_token_file: Path | None = None
     timeout: float = DEFAULT_TIMEOUT
+    client_certificate: Path | None = None
+    client_key: Path | None = None
 
     @property
     def endpoint(self) -> str:

@@ -14,6 +14,7 @@ import logging
 import math
 import platform
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, Protocol
@@ -124,16 +125,23 @@ class AgentMetrics:
         status: the agent's state.
         registry: where to register; None for a new one.
         process: export the ``process_*`` metrics as well.
+        began: Unix time at which the agent's own counts began.
 
     Attributes:
         registry: for the HTTP server.
     """
 
     def __init__(
-        self, status: AgentStatus, *, registry: CollectorRegistry | None = None, process: bool = True
+        self,
+        status: AgentStatus,
+        *,
+        registry: CollectorRegistry | None = None,
+        process: bool = True,
+        began: float | None = None,
     ) -> None:
         self.registry = CollectorRegistry() if registry is None else registry
         self._status = status
+        self._began = time.time() if began is None else began
         self._kernel: KernelCounters | None = None
         self._event_log: EventLogCounts | None = None
         self._verify = _Histogram(m.VERIFY_SECONDS.buckets)
@@ -303,7 +311,7 @@ class AgentMetrics:
         state = self._status.snapshot()
         yield make.value_of(m.ENFORCING, float(state.enforcing))
         yield make.info(m.BACKEND_INFO, (state.backend.value,))
-        yield make.counts(m.BACKEND_DOWNGRADES, {(): state.downgrades})
+        yield make.counts(m.BACKEND_DOWNGRADES, {(): state.downgrades}, self._began)
         yield make.info(m.BUILD_INFO, (__version__, platform.python_version(), platform.machine()))
         if state.policy is not None:
             yield make.info(m.POLICY_INFO, _policy_labels(state.policy))

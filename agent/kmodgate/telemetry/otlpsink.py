@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import os
 import random
 import socket
 import ssl
@@ -56,6 +57,8 @@ class OtlpEndpoint:
             the system's.
         token_file: file with a bearer token, read anew for each connection; None for none.
         timeout: seconds that a connection, and that an answer may take.
+        client_certificate: PEM file of the certificate (and its chain) that the agent shows; None for none.
+        client_key: PEM file of its key, unencrypted.
     """
 
     host: str
@@ -65,6 +68,8 @@ class OtlpEndpoint:
     ca_certificate: Path | None = None
     token_file: Path | None = None
     timeout: float = 10.0
+    client_certificate: Path | None = None
+    client_key: Path | None = None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -243,11 +248,34 @@ class OtlpTarget:
     def _context(self) -> ssl.SSLContext:
         path = self._endpoint.ca_certificate
         if path is None:
-            return ssl.create_default_context()
-        data = read_regular_file(path, _MAX_CERTIFICATES)
-        try:
-            context = ssl.create_default_context(cadata=data.decode("ascii"))
-        except (ssl.SSLError, ValueError) as error:
-            raise _TransientError(f"{path}: no PEM certificates; give a file with some") from error
+            context = ssl.create_default_context()
+        else:
+            data = read_regular_file(path, _MAX_CERTIFICATES)
+            try:
+                context = ssl.create_default_context(cadata=data.decode("ascii"))
+            except (ssl.SSLError, ValueError) as error:
+                raise _TransientError(f"{path}: no PEM certificates; give a file with some") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self._endpoint.client_certificate is not None and self._endpoint.client_key is not None:
+            _show(context, self._endpoint.client_certificate, self._endpoint.client_key)
         return context
+
+
+def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Let a context show a client's certificate.
+
+    OpenSSL opens files by name, and would wait for a FIFO: it is given a copy in memory.
+    """
+    pem = read_regular_file(certificate, _MAX_CERTIFICATES) + b"\n" + read_regular_file(key, _MAX_SECRET)
+    with os.fdopen(os.memfd_create("kmodgate-client", os.MFD_CLOEXEC), "wb", buffering=0) as copy:
+        copy.write(pem)
+        try:
+            # A password would be asked for on the terminal: an agent has none.
+            context.load_cert_chain(f"/proc/self/fd/{copy.fileno()}", password=lambda: b"")
+        except (OSError, ValueError) as error:
+            why = error.reason if isinstance(error, ssl.SSLError) and error.reason else str(error)
+            raise _TransientError(
+                f"{certificate}, {key}: cannot be used as certificate and key "
+                f"({why.lower().replace('_', ' ')}); name a PEM certificate and the unencrypted PEM key "
+                "that belongs to it"
+            ) from error

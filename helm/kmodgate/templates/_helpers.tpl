@@ -208,6 +208,11 @@ seLinuxOptions:
 {{- end }}
 {{- end }}
 
+{{/* What the links to runbooks begin with, without a slash at its end. */}}
+{{- define "kmodgate.runbooks" -}}
+{{- .Values.metrics.runbookBaseUrl | default "docs/runbooks" | trimSuffix "/" -}}
+{{- end }}
+
 {{/* AppArmor before Kubernetes 1.30. */}}
 {{- define "kmodgate.appArmorAnnotation" -}}
 {{- with .Values.appArmor -}}

@@ -50,12 +50,22 @@ def test_a_collector_with_all_keys() -> None:
     keys = {
         "endpoint": "https://c",
         "caCertificate": "ca.pem",
+        "clientCertificate": "client.pem",
+        "clientKey": "/run/key.pem",
         "bearerTokenFile": "/run/t",
         "timeout": "1.5s",
     }
     found = read({"otlp": keys}).otlp
     assert found == OtlpSinkConfig(
-        "c", 443, "/v1/logs", True, Path("/etc/kmodgate/ca.pem"), Path("/run/t"), 1.5
+        "c",
+        443,
+        "/v1/logs",
+        True,
+        Path("/etc/kmodgate/ca.pem"),
+        Path("/run/t"),
+        1.5,
+        Path("/etc/kmodgate/client.pem"),
+        Path("/run/key.pem"),
     )
 
 
@@ -92,6 +102,12 @@ def test_a_token_may_go_to_this_very_machine_in_clear_text() -> None:
         ({"otlp": {"endpoint": "http://c", "timeout": 5}}, "must be a duration"),
         ({"otlp": {"endpoint": "http://c", "bearerTokenFile": "t"}}, "clear text; write https"),
         ({"otlp": {"endpoint": "http://127.0.0.1", "caCertificate": "c"}}, "checks nothing over http"),
+        ({"otlp": {"endpoint": "https://c", "clientCertificate": "c"}}, "go together"),
+        ({"otlp": {"endpoint": "https://c", "clientKey": "k"}}, "go together"),
+        (
+            {"otlp": {"endpoint": "http://127.0.0.1", "clientCertificate": "c", "clientKey": "k"}},
+            "is shown to nobody over http",
+        ),
     ],
 )
 def test_what_is_refused(sinks: Any, says: str) -> None:

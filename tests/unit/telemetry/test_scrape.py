@@ -25,7 +25,10 @@ from kmodgate.model import Api, By, EffectivePolicy, KernelHistogram, LoadEvent,
 from kmodgate.node import PinnedRoot
 from kmodgate.telemetry.collector import AgentMetrics
 from kmodgate.telemetry.events import EventLog
+from kmodgate.telemetry.lines import Loss
 from kmodgate.telemetry.metrics import HOLD_SECONDS, MODULE_LOADS, QuestionOutcome
+from kmodgate.telemetry.sink import SinkCounts
+from kmodgate.telemetry.sinkmetrics import EventSink
 from kmodgate.telemetry.status import AgentStatus, TrustAnchorValidity
 from kmodgate.workload import Pod
 
@@ -91,6 +94,32 @@ def test_a_node_has_at_most_150_series(metrics: AgentMetrics) -> None:
         hardened = len(openmetrics(metrics))
     # The guard's counters are there on hardened nodes alone.
     assert hardened <= SERIES + 5
+
+
+def test_what_is_set_up_adds_what_the_page_says(metrics: AgentMetrics) -> None:
+    class Cluster:
+        node, joined = "node-a", True
+
+        def watches(self) -> dict[str, bool]:
+            return {}
+
+        def notices(self) -> dict[str, int]:
+            return {}
+
+    def size() -> int:
+        return len(openmetrics(metrics))
+
+    with log_to_nowhere() as log:
+        metrics.attach_event_log(log)
+        plain = size()
+        sinks = {sink: SinkCounts(0, dict.fromkeys(Loss, 0)) for sink in EventSink}
+        metrics.attach_event_log(log, lambda: sinks)
+        assert size() - plain == 3 * len(EventSink)
+        metrics.attach_event_log(log)
+        metrics.attach_cluster(Cluster())
+        assert size() - plain == 5
+        metrics.attach_guard(dict)
+        assert size() - plain == 10
 
 
 def test_no_loader_can_make_a_series(metrics: AgentMetrics, change: Callable[..., LoadEvent]) -> None:
@@ -167,6 +196,15 @@ def test_an_exemplar_of_a_count_that_is_still_0_is_left_out(
 
 def test_native_counters_say_since_when(metrics: AgentMetrics) -> None:
     assert sample(metrics, "kmodgate_module_load_attempts_created").value == 1.7e9
+
+
+def test_so_does_what_the_agent_counts(metrics: AgentMetrics) -> None:
+    began = sample(metrics, "kmodgate_backend_downgrades_created").value
+    assert 0 <= time.time() - began < 300
+    started = sample(metrics, "process_start_time_seconds").value
+    assert began >= started - 1
+    created = [s.name for s in openmetrics(metrics) if s.name.endswith("_created")]
+    assert len(created) == 4
 
 
 def test_a_scrape_that_hangs_holds_up_nobody(
