@@ -373,9 +373,7 @@ class Agent:
                 self._stopping = True
 
     def _probe(self, backend: RungBackend) -> None:
-        if self._readiness.strictness_changed():
-            self._configure(backend)
-        self._readiness.probe(backend, self._settings.policy)
+        self._readiness.probe(backend, self._settings.policy, self._configure)
 
     # --- reload and stop ----------------------------------------------------------------
 

@@ -15,6 +15,8 @@ BCC = "+bcc"
 """Behind a suite's name: its kernel, and a disk on which BCC can compile."""
 OVERRIDE = "override"
 """In the place of a suite: the small kernel whose system calls BPF programs may refuse; with BCC."""
+NOBPF = "nobpf"
+"""In the place of a suite: the small kernel that takes no BPF programs."""
 
 _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
     "kernel": lambda resolved: kernel.get(resolved).vmlinuz,
@@ -42,11 +44,12 @@ def parts(suite: str) -> Parts:
     """A machine's parts, built first if the cache lacks them.
 
     Args:
-        suite: of Debian, ``SUITE+bcc`` or ``override``.
+        suite: of Debian, ``SUITE+bcc``, ``override`` or ``nobpf``.
     """
-    if suite == OVERRIDE:
-        its_kernel, modules, certs = smallkernel.get_override()
-        return Parts(its_kernel, rootfs.get(its_kernel, headers=()), modules, certs)
+    if suite in smallkernel.GUEST_FRAGMENTS:
+        its_kernel, modules, certs = smallkernel.get_for_guest(suite)
+        disk = rootfs.get(its_kernel, headers=() if suite == OVERRIDE else None)
+        return Parts(its_kernel, disk, modules, certs)
     name = suite.removesuffix(BCC)
     resolved = apt.resolve(name, DKMS_PACKAGES)
     its_kernel = kernel.get(resolved)
