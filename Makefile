@@ -263,6 +263,11 @@ test-bcc: $(STAMP) $(BPF_OBJECT) need-packages-test-bcc ## The bcc rung, compile
 	$(BIN)/pytest -q -s -m bpf tests/bcc
 	$(BIN)/pytest -q -s -m vm tests/vm/test_bcc.py
 
+need-packages-test-rungs: NEEDED = $(SMALL_KERNEL_PACKAGES)
+.PHONY: test-rungs
+test-rungs: $(STAMP) $(BPF_OBJECT) need-packages-test-rungs ## One suite on every rung, and the same events from all of them (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_rungs.py
+
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)
 	PYTHONPATH=.:vm-images $(BIN)/python -m tests.vectors.conformance.page bullseye bookworm trixie sid \
