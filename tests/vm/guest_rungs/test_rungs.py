@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rung of this guest, every policy, every load of tests/vm/scenarios.py; then the rungs are compared."""
+"""Every rung of this guest, every policy and every load of tests/vm/scenarios.py; then they are compared."""
 
 from __future__ import annotations
 
