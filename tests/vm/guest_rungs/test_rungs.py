@@ -34,8 +34,20 @@ def text(policy: str, backend: Backend) -> str:
     return lab.config(ours.pop("policy"), backend=backend.value, onExit="detach", **ours)
 
 
+def attempt_us() -> float:
+    """Microseconds of an attempt that every hook sees and that cannot succeed: the least of many."""
+    return min(lab.init(bytes(128)).micros for _ in range(300))
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[str, float]:
+    """Of an attempt, by rung; without any agent first."""
+    return {"no agent": attempt_us()}
+
+
 @pytest.fixture(scope="module", params=GUEST, ids=str)
-def rung(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, lab.Agent]]:
+def rung(request: pytest.FixtureRequest, costs: dict[str, float]) -> Iterator[tuple[Backend, lab.Agent]]:
+    assert costs
     backend = request.param
     directory = Path("/tmp/rungs") / backend.value
     directory.mkdir(parents=True)
@@ -76,7 +88,9 @@ def act(scenario: Scenario, work: Path, agent: lab.Agent) -> tuple[str, dict[str
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_what_a_rung_does(rung: tuple[Backend, lab.Agent], policy: str, work: Path, seen: Seen) -> None:
+def test_what_a_rung_does(
+    rung: tuple[Backend, lab.Agent], policy: str, work: Path, seen: Seen, costs: dict[str, float]
+) -> None:
     backend, agent = rung
     stance = GUEST[backend][policy]
     if stance is Stance.CANNOT:
@@ -104,6 +118,8 @@ def test_what_a_rung_does(rung: tuple[Backend, lab.Agent], policy: str, work: Pa
         for name in ("kmgtest", "dummy"):
             lab.unload(name)
     assert not problems, "\n".join(problems)
+    if policy == "audit signatures":
+        costs[backend.value] = attempt_us()
 
 
 def refuses(backend: Backend) -> bool:
@@ -126,7 +142,7 @@ def expect(scenario: Scenario, policy: str, stance: Stance) -> tuple[Any, ...]:
     return "ok", "ok", "allow", scenario.allowed[policy], None, {"kmodgate", "kernel"}
 
 
-def test_the_same_load_gives_the_same_event(seen: Seen) -> None:
+def test_the_same_load_gives_the_same_event(seen: Seen, costs: dict[str, float]) -> None:
     """But for what a rung cannot know, and for who refused it."""
     best = next(iter(GUEST))
     problems, more = [], set()
@@ -148,7 +164,7 @@ def test_the_same_load_gives_the_same_event(seen: Seen) -> None:
                 continue
             problems.append(f"{backend}, {policy}, {name}: {key} is {value!r}, not {reference[key]!r}")
     Path("/share/rungs.json").write_text(
-        json.dumps({"events": len(seen), "known to a lower rung alone": sorted(more)})
+        json.dumps({"events": len(seen), "known to a lower rung alone": sorted(more), "attempt in us": costs})
     )
     assert not problems, "\n".join(problems)
 
