@@ -128,17 +128,17 @@ def refuses(backend: Backend) -> bool:
 
 def expect(scenario: Scenario, policy: str, stance: Stance) -> tuple[Any, ...]:
     """Result twice, verdict, reason, errno, and who may have decided."""
-    denied = scenario.denied.get(policy)
-    if denied is not None and stance in {Stance.REFUSES, Stance.KERNEL} and scenario.by_kernel != denied:
-        reason, number = denied
-        by = {"kmodgate"} if stance is Stance.REFUSES else {"kernel"}
-        return number, number, "deny", reason, number, by
-    if scenario.by_kernel is not None:
-        reason, number = scenario.by_kernel
+    denied, by_kernel = scenario.denied.get(policy), scenario.by_kernel
+    if by_kernel is not None and denied in {None, by_kernel}:
+        reason, number = by_kernel
         return number, number, "deny", reason, number, {"kernel"}
     if denied is not None:
         reason, number = denied
-        return "ok", "ok", "would_deny", reason, number, {"kmodgate"}
+        if stance is Stance.WATCHES:
+            result = "ok" if by_kernel is None else by_kernel[1]
+            return result, result, "would_deny", reason, number, {"kmodgate"}
+        by = {"kmodgate"} if stance is Stance.REFUSES else {"kernel"}
+        return number, number, "deny", reason, number, by
     return "ok", "ok", "allow", scenario.allowed[policy], None, {"kmodgate", "kernel"}
 
 
