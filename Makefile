@@ -169,9 +169,21 @@ test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and 
 .PHONY: test-storm
 test-storm: $(STAMP) $(BPF_OBJECT) ## A storm of 100,000 loads on two CPUs, counted from outside (root)
 	KMODGATE_STORM_ATTEMPTS=100000 KMODGATE_TEST_GUEST=test_attack_storm.py $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+
+# What the named small kernels are built with (vm-images/vmtool/smallkernel.py), and what BCC is.
+SMALL_KERNEL_PACKAGES := flex bison bc gcc libelf-dev libssl-dev
+need-packages-%:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(NEEDED) 2>&1 | grep -v '^installed ' || true); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(NEEDED); \
+		else echo "$*: packages are missing; run: sudo apt-get install $(NEEDED)" >&2; exit 3; fi; \
+	fi
+need-packages-test-tracefs: NEEDED = $(SMALL_KERNEL_PACKAGES)
+need-packages-test-bcc: NEEDED = $(SMALL_KERNEL_PACKAGES) python3-bpfcc
+
 .PHONY: test-tracefs
-test-tracefs: $(STAMP) $(BPF_OBJECT) ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2 (root)
-	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
+test-tracefs: $(STAMP) $(BPF_OBJECT) need-packages-test-tracefs ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2, and a kernel without BPF (root)
+	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid nobpf" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
 
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
@@ -247,9 +259,14 @@ test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real 
 test-apiserver: $(STAMP) ## The cluster's side against a real kube-apiserver, built the first time (ten minutes)
 	$(BIN)/pytest -q -s -m apiserver tests/apiserver
 .PHONY: test-bcc
-test-bcc: $(STAMP) $(BPF_OBJECT) ## The bcc rung, compiled here and in guests with BCC (root; python3-bpfcc flex bison bc gcc libelf-dev libssl-dev)
+test-bcc: $(STAMP) $(BPF_OBJECT) need-packages-test-bcc ## The bcc rung, compiled here and in guests with BCC (root)
 	$(BIN)/pytest -q -s -m bpf tests/bcc
 	$(BIN)/pytest -q -s -m vm tests/vm/test_bcc.py
+
+need-packages-test-rungs: NEEDED = $(SMALL_KERNEL_PACKAGES)
+.PHONY: test-rungs
+test-rungs: $(STAMP) $(BPF_OBJECT) need-packages-test-rungs ## One suite on every rung, and the same events from all of them (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_rungs.py
 
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)

@@ -17,6 +17,8 @@ SYSTEMD = "+systemd"
 """Behind a suite's name: its kernel, and a disk that systemd boots (``kmodgate.systemd=1``)."""
 OVERRIDE = "override"
 """In the place of a suite: the small kernel whose system calls BPF programs may refuse; with BCC."""
+NOBPF = "nobpf"
+"""In the place of a suite: the small kernel that takes no BPF programs."""
 
 _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
     "kernel": lambda resolved: kernel.get(resolved).vmlinuz,
@@ -44,11 +46,12 @@ def parts(suite: str) -> Parts:
     """A machine's parts, built first if the cache lacks them.
 
     Args:
-        suite: of Debian, ``SUITE+bcc``, ``SUITE+systemd`` or ``override``.
+        suite: of Debian, ``SUITE+bcc``, ``SUITE+systemd``, ``override`` or ``nobpf``.
     """
-    if suite == OVERRIDE:
-        its_kernel, modules, certs = smallkernel.get_override()
-        return Parts(its_kernel, rootfs.get(its_kernel, headers=()), modules, certs)
+    if suite in smallkernel.GUEST_FRAGMENTS:
+        its_kernel, modules, certs = smallkernel.get_for_guest(suite)
+        disk = rootfs.get(its_kernel, headers=() if suite == OVERRIDE else None)
+        return Parts(its_kernel, disk, modules, certs)
     name, mark, what = suite.partition("+")
     resolved = apt.resolve(name, DKMS_PACKAGES)
     its_kernel = kernel.get(resolved)

@@ -26,6 +26,9 @@ PLAIN = lab.config(lab.ENFORCE, trust={})
 
 @contextmanager
 def hidden_btf() -> Iterator[None]:
+    if not Path("/sys/kernel/btf").exists():  # this kernel has none
+        yield
+        return
     subprocess.run(["mount", "-t", "tmpfs", "none", "/sys/kernel/btf"], check=True)
     try:
         yield
@@ -65,7 +68,8 @@ def test_a_policy_that_nothing_here_can_enforce_is_an_error(tmp_path: Path) -> N
     certified = lab.config(lab.ENFORCE, trust={"certificates": [str(lab.CERTS / "operator.pem")]})
     assert "cannotEnforce: observe" in refused(tmp_path, certified, "--backend", "tracefs")
     pinned = lab.config(lab.DO_NOT_ENFORCE, loadPin="on", trust={})
-    assert "no LoadPin of its own" in refused(tmp_path, pinned, "--backend", "tracefs")
+    if "loadpin" not in Path("/sys/kernel/security/lsm").read_text():
+        assert "no LoadPin of its own" in refused(tmp_path, pinned, "--backend", "tracefs")
     assert SIG_ENFORCE.read_text().strip() == "N"
 
 
@@ -91,7 +95,8 @@ def test_without_type_information_tracefs_is_chosen(tmp_path: Path, work: Path) 
     with hidden_btf():
         said = subprocess.run(["kmodgate", "doctor"], check=False, capture_output=True, text=True).stdout
         line = next(line for line in said.splitlines() if line.startswith("tracefs "))
-        assert line.split()[1:4] == ["yes", "has", "it"]
+        assert line.split()[1:3] == ["yes", "yes"]
+        assert "an agent would stand on tracefs" in said
         audit = lab.config(lab.ENFORCE, mode="audit", trust={})
         with running(tmp_path, audit) as agent:
             assert 'kmodgate_backend_info{backend="tracefs"}' in lab.metrics()
@@ -102,6 +107,7 @@ def test_without_type_information_tracefs_is_chosen(tmp_path: Path, work: Path) 
     assert SIG_ENFORCE.read_text().strip() == "N"
 
 
+@pytest.mark.skipif(not Path("/sys/kernel/btf").exists(), reason="nothing above this rung can break here")
 @pytest.mark.skipif(
     not kernels.this().off_switch,
     reason="kernel.ftrace_enabled=0 is refused here while programs are attached",
