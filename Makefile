@@ -99,13 +99,13 @@ lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c tests/cluster/*.c
 
 .PHONY: format
 format: $(STAMP) ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
-	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c tests/cluster/*.c
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
