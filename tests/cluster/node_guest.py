@@ -2,8 +2,9 @@
 """Runs inside the guest, started by ``node.py``: makes a Kubernetes node of it, then does as it is asked.
 
 A question is a file ``ask/N`` of JSON in /share, its answer the file ``answer/N``: ``{"run": [...]}`` runs
-a command, ``{"load": FILE}`` asks the kernel to load a module and unloads it again, ``{"probes": true}``
-tells what the prober saw, ``{"now": true}`` tells the guest's clock. The prober asks for an unsigned module
+a command, ``{"load": FILE}`` asks the kernel to load a module and unloads it again, ``{"probe": true}``
+has the prober go on or pause, ``{}`` asks for nothing else than what every such answer has: the guest's clock
+and what the prober saw. The prober asks for an unsigned module
 over and over, and notes each change of what comes of it.
 """
 
@@ -42,10 +43,14 @@ class Prober(threading.Thread):
         self.module = module
         self.runs: list[Run] = []
         self.lock = threading.Lock()
+        self.asking = threading.Event()
 
     def run(self) -> None:
         previous = 0.0
         while True:
+            if not self.asking.is_set():
+                self.asking.wait()
+                previous = time.time()
             with self.lock:
                 outcome = lab.finit(self.module)
                 if outcome.ok:
@@ -70,8 +75,9 @@ def set_up() -> None:
     subprocess.run(["cp", "-a", "--no-preserve=ownership", f"{SHARE}/root/.", "/"], check=True)
     subprocess.run(["ldconfig"], check=True)
     subprocess.run(["mount", "--make-rshared", "/"], check=True)
-    for path in lab.MODULES.glob("kmgtest.*.ko"):
-        shutil.copy(path, MODULES)
+    for name in ("kmgtest", "vpoll"):
+        for path in lab.MODULES.glob(f"{name}.*.ko"):
+            shutil.copy(path, MODULES)
     # The part of kube-proxy that pods need here.
     subprocess.run(["nft", "-f", "/etc/kubernetes/service.nft"], check=True)
 
@@ -121,8 +127,10 @@ def answer(question: Run, prober: Prober) -> Run:
             if outcome.ok:
                 lab.unload("kmgtest")
         return {"result": outcome.result}
-    if "probe" in question and not prober.is_alive():
-        prober.start()
+    if question.get("probe"):
+        prober.asking.set()
+    elif "probe" in question:
+        prober.asking.clear()
     return {"now": time.time(), "runs": prober.runs}
 
 
@@ -131,6 +139,7 @@ def main() -> None:
     set_up()
     processes = start()
     prober = Prober(MODULES / "kmgtest.unsigned.ko")
+    prober.start()
     (SHARE / "up").touch()
     ask, reply = SHARE / "ask", SHARE / "answer"
     while not (SHARE / "end").exists():

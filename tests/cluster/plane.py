@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import ClassVar, Final
 
 from tests.apiserver.control_plane import ControlPlane, Json, free_ports, openssl
 
-NODE: Final = "node-a"
+NAME: Final = "node-a"
 HOST: Final = "10.0.2.2"
 SERVICE: Final = "10.96.0.1"
 """The API server's address for pods; the node translates it, as kube-proxy would."""
@@ -35,7 +37,7 @@ class WholePlane(ControlPlane):
         super().__init__(programs, folder)
         self._managers: list[subprocess.Popen[bytes]] = []
         self.certificate("kubelet-client", "/O=system:masters/CN=kube-apiserver")
-        self.certificate("node", f"/O=system:nodes/CN=system:node:{NODE}")
+        self.certificate("node", f"/O=system:nodes/CN=system:node:{NAME}")
         self.certificate("manager", "/CN=system:kube-controller-manager")
         self.certificate("scheduler", "/CN=system:kube-scheduler")
         self.certificate("admin", "/O=system:masters/CN=admin")
@@ -125,11 +127,11 @@ class WholePlane(ControlPlane):
             "POST",
             "/api/v1/nodes",
             {
-                "metadata": {"name": NODE, "labels": {"kubernetes.io/os": "linux", "pool": "lab"}},
+                "metadata": {"name": NAME, "labels": {"kubernetes.io/os": "linux", "pool": "lab"}},
                 "status": {
                     "addresses": [
                         {"type": "InternalIP", "address": "127.0.0.1"},
-                        {"type": "Hostname", "address": NODE},
+                        {"type": "Hostname", "address": NAME},
                     ],
                     "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet}},
                 },
@@ -138,9 +140,24 @@ class WholePlane(ControlPlane):
 
     def node_ready(self) -> bool:
         """Whether the kubelet says so."""
-        found: Json = self.call("GET", f"/api/v1/nodes/{NODE}")
+        found: Json = self.call("GET", f"/api/v1/nodes/{NAME}")
         conditions = found["status"].get("conditions", [])
         return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+    def status_for(self, token: str, method: str, path: str, body: Json | None) -> int:
+        """HTTP status that a bearer of a token gets."""
+        kind = "application/strategic-merge-patch+json" if method == "PATCH" else "application/json"
+        request = urllib.request.Request(  # our own server on loopback
+            f"https://127.0.0.1:{self.port}{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Authorization": f"Bearer {token}", "Content-Type": kind},
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=self._context) as answer:  # noqa: S310  # the same
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
 
     def close(self) -> None:
         for process in self._managers:
