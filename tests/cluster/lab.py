@@ -196,7 +196,7 @@ class Lab:
         seconds = after["now"] - begun
         self.record(
             f"held: {what}",
-            f"{count} loads in {seconds:.0f} s refused, none let through; {longest:.2f} s at most between two",
+            f"{count} loads in {seconds:.0f} s refused, none let through; gaps up to {longest:.2f} s",
         )
 
 

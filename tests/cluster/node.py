@@ -31,7 +31,6 @@ _PACKAGES: Final = (
     *("nftables", "libnftables1", "libnftnl11", "libmnl0", "libxtables12", "libjansson4"),
     *("libedit2", "libbsd0", "libmd0", "libgmp10"),
 )
-_PROGRAMS: Final = ("containerd", "containerd-shim-runc-v2", "ctr")
 _BOOT: Final = 900.0
 _ANSWER: Final = 120.0
 _CONTAINERD: Final = f"""version = 2

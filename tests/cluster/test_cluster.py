@@ -83,7 +83,8 @@ def test_the_release_becomes_ready_and_enforces(cluster: Lab) -> None:
         "pod start to enforcing",
         f"helm begins 0 s; pod made {since(lambda _: True):.1f}; bound to the node "
         f"{since(lambda item: item['spec'].get('nodeName')):.1f}; its process begins {process:.1f}; "
-        f"first load refused {enforcing:.1f}; pod seen ready {since(ready):.1f}; clocks unsure by {unsure:.2f} s",
+        f"first load refused {enforcing:.1f}; pod seen ready {since(ready):.1f}; "
+        f"clocks unsure by {unsure:.2f} s",
     )
     cluster.record("agent's process to the first refusal", f"{enforcing - process:.1f} s")
     said = cluster.kubectl("logs", "-n", NAMESPACE, name)
@@ -125,7 +126,8 @@ def test_a_pod_that_may_load_modules_is_refused_an_unsigned_one(cluster: Lab) ->
         f"finit_module took {(result['after'] - result['before']) * 1000:.0f} ms; "
         f"Event heard after {heard - refused:.2f} s; "
         f"counter seen on /metrics after at most {on_page - refused:.2f} s; "
-        f"in Prometheus (scrapes every 5 s) after {in_prometheus - refused:.1f} s; clocks unsure by {unsure:.2f} s",
+        f"in Prometheus (scrapes every 5 s) after {in_prometheus - refused:.1f} s; "
+        f"clocks unsure by {unsure:.2f} s",
     )
     (event,) = [item for _, item in cluster.events.seen if told(item)][-1:]
     pod = cluster.get("pod", LOADER)
