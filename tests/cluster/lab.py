@@ -89,6 +89,7 @@ class Lab:
     pods: Watch
     prometheus: Prometheus
     figures: dict[str, str] = field(default_factory=dict)
+    installed: bool = False
 
     def _command(self, program: Path, *words: str, seconds: float = 400) -> str:
         env = {
@@ -111,24 +112,21 @@ class Lab:
         return dict(json.loads(self.kubectl("get", "-o", "json", *words)))
 
     def deploy(self, **values: Any) -> float:
-        """``helm upgrade --install`` with these values over those so far; when it began."""
+        """``helm install``, later ``helm upgrade``, with these values over those so far; when it began.
+
+        Kubernetes 1.20 does not know ``maxSurge`` of a DaemonSet (1.22), whose 0 is what it does anyway: Helm
+        leaves the check of fields to ``make test-chart``, and the server drops it.
+        """
         self.values |= values
         path = self.folder / "values.json"
         path.write_text(json.dumps(self.values))
         began = time.time()
         self._command(
             helm.binary(_HELM),
-            *(
-                "upgrade",
-                "--install",
-                RELEASE,
-                str(self.chart),
-                "--namespace",
-                NAMESPACE,
-                "--values",
-                str(path),
-            ),
+            *("upgrade" if self.installed else "install", RELEASE, str(self.chart), "--namespace", NAMESPACE),
+            *("--values", str(path), "--disable-openapi-validation"),
         )
+        self.installed = True
         return began
 
     def uninstall(self) -> None:
@@ -201,12 +199,15 @@ class Lab:
 
 
 def chart_copy(target: Path) -> Path:
-    """The chart with its lower bound of Kubernetes' version lifted: the only server at hand is older."""
+    """The chart without its lower bound of Kubernetes' version.
+
+    The only server at hand is older, and says 0.0.0: its version is stamped by upstream's scripts alone.
+    """
     shutil.copytree(helm.CHART, target)
     path = target / "Chart.yaml"
     text = path.read_text()
     assert 'kubeVersion: ">=1.25.0-0"' in text
-    path.write_text(text.replace(">=1.25.0-0", ">=1.20.0-0"))
+    path.write_text(text.replace(">=1.25.0-0", ">=0.0.0-0"))
     return target
 
 

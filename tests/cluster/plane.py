@@ -104,6 +104,7 @@ class WholePlane(ControlPlane):
                 f"--kubeconfig={self.kubeconfig('manager')}",
                 f"--service-account-private-key-file={at / 'account.key'}",
                 f"--root-ca-file={at / 'ca.crt'}",
+                "--use-service-account-credentials=true",
                 f"--cert-dir={at / 'generated'}",
                 f"--secure-port={first}",
                 *common,
