@@ -134,6 +134,9 @@ class WholePlane(ControlPlane):
                         {"type": "InternalIP", "address": "127.0.0.1"},
                         {"type": "Hostname", "address": NAME},
                     ],
+                    # The kubelet writes into these maps, and breaks where there are none.
+                    "capacity": {"pods": "110"},
+                    "allocatable": {"pods": "110"},
                     "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet}},
                 },
             },

@@ -116,7 +116,7 @@ def test_a_pod_that_may_load_modules_is_refused_an_unsigned_one(cluster: Lab) ->
     in_prometheus = eventually("the scrape", lambda: scraped() > counted and time.time(), pause=0.05)
 
     def told(item: lab.Json) -> bool:
-        return bool(item["reason"] == "KernelModuleDenied" and item["involvedObject"]["name"] == LOADER)
+        return bool(item.get("reason") == "KernelModuleDenied" and item["involvedObject"]["name"] == LOADER)
 
     heard = eventually("the event", lambda: cluster.events.first(told))
     offset, unsure = cluster.node.clock()
@@ -250,7 +250,7 @@ def test_enforcement_holds_while_the_api_server_is_away(cluster: Lab) -> None:
     since = time.time()
 
     def told(item: lab.Json) -> bool:
-        return bool(item["reason"] == "KernelModuleDenied" and item["involvedObject"]["name"] == LOADER)
+        return bool(item.get("reason") == "KernelModuleDenied" and item["involvedObject"]["name"] == LOADER)
 
     assert eventually("a refusal", lambda: cluster.load_in_pod(POD_UNSIGNED)["errno"] == EKEYREJECTED)
     heard = eventually("the event after that", lambda: cluster.events.first(told, since))
