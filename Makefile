@@ -158,6 +158,10 @@ test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py tests/vm/test_tracefs.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
+.PHONY: test-systemd
+test-systemd: $(STAMP) $(BPF_OBJECT) ## The unit of docs/examples in a guest that systemd boots (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_systemd.py
+
 .PHONY: test-scraped
 test-scraped: $(STAMP) $(BPF_OBJECT) ## A refusal in the VM, to a webhook through a real Prometheus and Alertmanager (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_scraped.py
