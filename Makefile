@@ -246,6 +246,10 @@ bench: $(STAMP) $(BPF_TEST_OBJECT) bench-vm ## Benchmarks, as ratios against a b
 	$(BIN)/python tests/bench/bench_scan.py $$(for suite in bookworm trixie; do $(VM) path modules --kernel $$suite; \
 		$(VM) path kernel --kernel $$suite; echo $$($(VM) path certs --kernel $$suite)/kernel.pem; done)
 
+.PHONY: bench-fleet
+bench-fleet: $(STAMP) ## What a fleet's agents ask of a real kube-apiserver, synthetic (ten minutes, and ten to build the server once)
+	PYTHONPATH=.:vm-images $(BIN)/python tests/bench/bench_fleet.py --nodes 200
+
 .PHONY: bench-vm
 bench-vm: $(STAMP) $(BPF_OBJECT) $(BPF_TEST_OBJECT) vm ## What enforcement and an idle agent cost, in a VM (root)
 	PYTHONPATH=.:vm-images $(BIN)/python tests/bench/bench_load.py --kernel $(KERNEL)
@@ -289,6 +293,7 @@ docs: $(STAMP) ## Write the generated documentation anew
 	$(BIN)/python -m tools.dashboards
 	$(BIN)/python -m tests.chart.readme > helm/kmodgate/README.md
 	$(BIN)/python -m kmodgate.hooks.capabilities > docs/capabilities.md
+	if [ -e /usr/share/containers/seccomp.json ]; then $(BIN)/python -m tests.chart.seccomp > docs/examples/seccomp.json; fi
 
 .PHONY: clean
 clean: ## Remove what was built in the tree (the VM cache stays)

@@ -12,7 +12,6 @@ Usage: ``python tests/bench/bench_fleet.py --nodes 100`` with ``PYTHONPATH=.:vm-
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -54,7 +53,6 @@ class Look:
         refused: answers of 400 and above.
         watches: open ones.
         cpu: seconds, of the API server and of etcd.
-        resident: bytes of the API server.
     """
 
     time: float
@@ -62,7 +60,6 @@ class Look:
     refused: int
     watches: int
     cpu: tuple[float, float]
-    resident: int
 
 
 def look(plane: ControlPlane) -> Look:
@@ -79,9 +76,7 @@ def look(plane: ControlPlane) -> Look:
             watches += int(value)
     assert plane._server is not None
     server, etcd = plane._server.pid, plane._etcd.pid
-    status = Path(f"/proc/{server}/statm").read_text().split()
-    resident = int(status[1]) * os.sysconf("SC_PAGE_SIZE")
-    return Look(time.monotonic(), requests, refused, watches, (cpu(server), cpu(etcd)), resident)
+    return Look(time.monotonic(), requests, refused, watches, (cpu(server), cpu(etcd)))
 
 
 def metrics(plane: ControlPlane) -> str:
@@ -118,7 +113,6 @@ class Phase:
     watches: int
     server: float
     etcd: float
-    resident: int
 
     @property
     def total(self) -> int:
@@ -147,7 +141,6 @@ def between(before: Look, after: Look) -> Phase:
         after.watches,
         after.cpu[0] - before.cpu[0],
         after.cpu[1] - before.cpu[1],
-        after.resident - before.resident,
     )
 
 
@@ -246,11 +239,10 @@ def report(found: dict[str, Phase], options: argparse.Namespace) -> None:
         )
         if phase.refused:
             print(f"  {phase.refused} of them were refused")
-    start, refusals, renewals = found["start"], found["refusals"], found["renewals"]
+    start, refusals = found["start"], found["refusals"]
     told = round(options.seconds / options.every) * nodes
     each = {name: found[name].above(alone) / max(1, found[name].total) for name in found}
     print(f"a start: {start.total / nodes:.2f} requests, {start.above(alone) / nodes * 1e3:.1f} ms of CPU")
-    print(f"a watch kept open: {start.resident / max(1, 2 * nodes) / 1024:.0f} KiB of the server's memory")
     print(f"a renewal: {each['renewals'] * 1e3:.2f} ms of CPU")
     print(
         f"a refusal: {refusals.total / told:.2f} requests, {each['refusals'] * 1e3:.2f} ms of CPU a request"
@@ -266,11 +258,6 @@ def report(found: dict[str, Phase], options: argparse.Namespace) -> None:
         f"  a refusal on every node each {options.every:g} s: {noisy:.0f} requests a second, "
         f"{noisy * each['refusals']:.2f} CPUs"
     )
-    document = {
-        name: {**{key: getattr(phase, key) for key in Phase.__slots__}, "total": phase.total}
-        for name, phase in found.items()
-    }
-    print(json.dumps({"nodes": nodes, "renewals": renewals.total, "phases": document}))
 
 
 def main() -> None:

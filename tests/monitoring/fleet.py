@@ -44,7 +44,10 @@ from kmodgate.node import PinnedRoot
 from kmodgate.telemetry.collector import AgentMetrics
 from kmodgate.telemetry.events import EventLog
 from kmodgate.telemetry.http import TelemetryServer
+from kmodgate.telemetry.lines import Loss
 from kmodgate.telemetry.metrics import LoadedSignature, OffSwitch, QuestionOutcome
+from kmodgate.telemetry.sink import SinkCounts
+from kmodgate.telemetry.sinkmetrics import EventSink
 from kmodgate.telemetry.status import AgentStatus, TrustAnchorValidity
 from kmodgate.workload import Pod
 
@@ -113,6 +116,7 @@ class Node:
     def __init__(self, name: str, pool: str, trouble: Callable[[Node], None] | None, log: io.FileIO) -> None:
         self.name, self.pool, self.trouble = name, pool, trouble
         self.random = random.Random(name)
+        self.dropped = 0
         self.kernel = SyntheticCounters()
         self.status = AgentStatus()
         # One process has one set of process_* metrics: it stands for each node.
@@ -201,6 +205,14 @@ def _denied(reason: Reason) -> Load:
     return (Verdict.DENY, reason, Api.FINIT_MODULE, By.KMODGATE)
 
 
+def _unseen(node: Node) -> None:
+    """A module a second gets in without a decision, and the sink for OTLP drops an event."""
+    node.kernel.failures.update(loaded_unseen=1)
+    node.dropped += 1
+    counts = {EventSink.OTLP: SinkCounts(0, {Loss.WRITE_FAILED: node.dropped, Loss.QUEUE_FULL: 0})}
+    node.metrics.attach_event_log(node.log, lambda: counts)
+
+
 def _slow(node: Node) -> None:
     node.load(
         (Verdict.ALLOW, Reason.TRUSTED_SIGNATURE, Api.FINIT_MODULE, By.KMODGATE), hold=_HOLD - 10_000_000
@@ -213,7 +225,7 @@ TROUBLES: dict[str, Callable[[Node], None]] = {
     "synthetic-gpu-005": _loads(_denied(Reason.REVOKED)),
     "synthetic-gpu-006": _loads(_denied(Reason.HOLD_TIMEOUT), hold=_HOLD),
     "synthetic-gpu-007": _slow,
-    "synthetic-gpu-008": lambda node: node.kernel.failures.update(loaded_unseen=1),
+    "synthetic-gpu-008": _unseen,
     "synthetic-gpu-009": lambda node: node.metrics.count_off_switch(OffSwitch.FTRACE),
     "synthetic-gpu-010": lambda node: node.kernel.losses.update(event_ring=1),
     "synthetic-gpu-011": lambda node: node.status.set_enforcing(enforcing=False),

@@ -232,6 +232,7 @@ def _upkeep() -> list[Json]:
                 rising("kmodgate_events_lost_total", "kind", "B"),
                 rising("kmodgate_off_switch_events_total", "switch", "C"),
                 rising("kmodgate_scrape_errors_total", "source", "D"),
+                rising("kmodgate_event_sink_dropped_total", "sink", "E"),
             ],
             size=(12, 8),
             description="Errors inside the programs, lost events, off switches. Empty is good.",

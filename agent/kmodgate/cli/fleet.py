@@ -64,7 +64,7 @@ def command() -> None:
             "Counts alone: is there anything in the way?",
         ),
         (
-            "kubectl logs -n kmodgate ds/kmodgate --all-pods | kmodgate fleet report … --events -",
+            "kubectl logs -l app.kubernetes.io/name=kmodgate --tail=-1 | kmodgate fleet report … --events -",
             "With modules, signers and pods.",
         ),
         (

@@ -22,6 +22,7 @@ MAX_NAMES: Final = 1000
 """Pods, images and nodes of one group that are told apart."""
 _MAX_SEEN: Final = 2_000_000
 _KINDS: Final = frozenset({"module_load", "module_inventory", "suppressed"})
+_KUBECTL: Final = b"[pod/"
 _REFUSALS: Final = ("deny", "would_deny")
 
 
@@ -142,6 +143,8 @@ class Details:
 def _record(line: bytes) -> dict[str, Any] | None:
     if len(line) > MAX_LINE:
         return None
+    if line.startswith(_KUBECTL):  # `kubectl logs --prefix`, and what --all-pods makes of it
+        line = line.partition(b"] ")[2]
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -151,6 +151,15 @@ def test_what_is_no_refusal_by_enforce_within_the_window_does_not_count(changes:
     assert details.others == 0
 
 
+def test_lines_as_kubectl_prefixes_them() -> None:
+    """``kubectl logs --prefix``, which ``--all-pods`` sets."""
+    found = read(
+        b"[pod/kmodgate-x7k2p/agent] " + event(), b"[pod/kmodgate-x7k2p/agent] not ours\n", b"[pod/\n"
+    )
+    assert [who.count for who in found.groups.values()] == [1]
+    assert found.others == 2
+
+
 def test_a_signer_is_told_by_the_best_name_there_is() -> None:
     signer = {"issuer": "CN=CA", "serial": "1", "skid": "ab", "subject": None}
     (what,) = read(event(signer=signer)).groups
