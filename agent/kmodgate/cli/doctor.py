@@ -127,6 +127,7 @@ def as_json(diagnosis: Diagnosis, purpose: Purpose) -> dict[str, object]:
                 "policy_obstacles": list(diagnosis.obstacles[rung.backend]),
                 "unknown_fields": list(rung.unknown),
                 "fleeting_fields": list(rung.fleeting),
+                "unasked_fields": list(rung.unasked),
                 "problems": list(rung.problems),
                 "unseen": list(rung.unseen),
             }
@@ -193,5 +194,7 @@ def _why(rung: Rung) -> tuple[str, ...]:
             fields += (f"events never have {', '.join(rung.unknown)}",)
         if rung.fleeting:
             fields += (f"only while the caller is there: {', '.join(rung.fleeting)}",)
+        if rung.unasked:
+            fields += (f"not of a load that it refuses: {', '.join(rung.unasked)}",)
         return (rung.enforces, *fields)
     return rung.problems or tuple(f"not seen: {text}" for text in rung.unseen)

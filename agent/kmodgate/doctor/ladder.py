@@ -64,6 +64,7 @@ class Rung:
         enforces: what it could refuse here.
         unknown: fields of an event that it never knows.
         fleeting: fields that it knows only while the caller is there.
+        unasked: fields that it does not know of a load that it refuses.
         problems: what is missing, each with its remedy.
         unseen: what could not be seen, each with how to see it.
     """
@@ -75,6 +76,7 @@ class Rung:
     unseen: tuple[str, ...]
     unknown: tuple[str, ...] = ()
     fleeting: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 def rungs(seen: Seen) -> tuple[Rung, ...]:
@@ -115,6 +117,7 @@ def _rung(backend: Backend, enforces: str, needs: list[Need]) -> Rung:
         unseen=unseen,
         unknown=able.unknown,
         fleeting=able.fleeting,
+        unasked=able.unasked,
     )
 
 

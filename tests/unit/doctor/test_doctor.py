@@ -262,7 +262,7 @@ def test_what_decides_and_was_not_seen_is_neither_yes_nor_no() -> None:
 
 def test_without_programs_the_kernel_is_left_to_refuse() -> None:
     """No BTF: tracefs, which can have sig_enforce set, and has no LoadPin here."""
-    seen = with_facts(btf=False)
+    seen = replace(with_facts(btf=False), libbpf="the kernel's BTF: No such file or directory", load=None)
     found = diagnose(seen, ENFORCE)
     assert found.answer is Answer.YES
     assert found.chosen is Backend.TRACEFS

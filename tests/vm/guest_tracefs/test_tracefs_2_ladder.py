@@ -20,6 +20,7 @@ from tests.vm import kernels, lab
 from tests.vm.guest_tracefs.test_tracefs_1_watching import ATTEMPTS, INSTANCES, hold, storm
 
 SIG_ENFORCE = Path("/sys/module/module/parameters/sig_enforce")
+LSM = Path("/sys/kernel/security/lsm").read_text().strip().split(",")
 FTRACE = Path("/proc/sys/kernel/ftrace_enabled")
 PLAIN = lab.config(lab.ENFORCE, trust={})
 
@@ -68,11 +69,12 @@ def test_a_policy_that_nothing_here_can_enforce_is_an_error(tmp_path: Path) -> N
     certified = lab.config(lab.ENFORCE, trust={"certificates": [str(lab.CERTS / "operator.pem")]})
     assert "cannotEnforce: observe" in refused(tmp_path, certified, "--backend", "tracefs")
     pinned = lab.config(lab.DO_NOT_ENFORCE, loadPin="on", trust={})
-    if "loadpin" not in Path("/sys/kernel/security/lsm").read_text():
+    if "loadpin" not in LSM:
         assert "no LoadPin of its own" in refused(tmp_path, pinned, "--backend", "tracefs")
     assert SIG_ENFORCE.read_text().strip() == "N"
 
 
+@pytest.mark.skipif("loadpin" in LSM, reason="this kernel enforces it: test_tracefs_0_loadpin.py")
 def test_load_pin_is_watched_where_the_config_puts_up_with_it(tmp_path: Path, work: Path) -> None:
     text = lab.config(lab.DO_NOT_ENFORCE, loadPin="on", cannotEnforce="observe", trust={})
     with running(tmp_path, text, "--backend", "tracefs") as agent:
