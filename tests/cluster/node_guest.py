@@ -75,6 +75,7 @@ def set_up() -> None:
     subprocess.run(["cp", "-a", "--no-preserve=ownership", f"{SHARE}/root/.", "/"], check=True)
     subprocess.run(["ldconfig"], check=True)
     subprocess.run(["mount", "--make-rshared", "/"], check=True)
+    Path("/etc/resolv.conf").touch()
     for name in ("kmgtest", "vpoll"):
         for path in lab.MODULES.glob(f"{name}.*.ko"):
             shutil.copy(path, MODULES)
