@@ -186,8 +186,9 @@ class Lab:
         finally:
             after = self.node.ask(probe=False)
         begun = before["now"]
-        (span,) = [span for span in after["runs"] if span["last"] >= begun]
-        assert span["result"] == "EKEYREJECTED", f"{what}: {after['runs'][-5:]}"
+        spans = [span for span in after["runs"] if span["last"] >= begun]
+        assert [span["result"] for span in spans] == ["EKEYREJECTED"], f"{what}: {spans}"
+        (span,) = spans
         count = span["count"] - sum(old["count"] for old in before["runs"] if old["first"] == span["first"])
         assert count > 0
         longest = span["longest"]

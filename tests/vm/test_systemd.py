@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
 SUITE = os.environ.get("KMODGATE_TEST_KERNEL", "bookworm") + artifacts.SYSTEMD
 GUEST = "/src/tests/vm/guest_systemd"
 OPTIONS = ["-q", "-s", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", GUEST]
-APPEND = "kmodgate.systemd=1 systemd.firstboot=off systemd.show_status=0"
+APPEND = (
+    "kmodgate.systemd=1 systemd.firstboot=off systemd.show_status=1 systemd.journald.forward_to_console=1"
+)
 
 
 def node(policy: str) -> str:
@@ -42,7 +44,9 @@ def boot(share: Path, config: str, command: list[str], *, start_seconds: int) ->
     (share / "node.yaml").write_text(config)
     (share / "start-seconds").write_text(str(start_seconds))
     try:
-        return run_in_guest(command, suite=SUITE, share=share, live=True, timeout=900, append=APPEND)
+        return run_in_guest(
+            command, suite=SUITE, share=share, live=True, timeout=900, boot=420, append=APPEND
+        )
     except VmDied as error:
         pytest.fail(f"the machine died: {error}\n{error.tail}")
     except VmToolError as error:
