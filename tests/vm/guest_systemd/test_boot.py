@@ -15,7 +15,7 @@ from tests.vm.guest_systemd import units
 from tests.vm.guest_systemd.units import AGENT, moment, show, systemctl, until
 
 CONFIG = Path("/etc/kmodgate/node.yaml")
-EARLY = Path("/lib/modules") / platform.release() / "updates/kmgtest.ko"
+EARLY = (Path("/lib/modules") / platform.release() / "updates/kmgtest.ko").resolve()
 REFUSED = "EKEYREJECTED"
 CAPABILITIES = {"bpf": 39, "perfmon": 38, "sys_module": 16, "sys_ptrace": 19, "dac_read_search": 2}
 
