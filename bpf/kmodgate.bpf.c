@@ -260,32 +260,53 @@ int BPF_PROG(kmg_post_load_data, char *buf, loff_t size, enum kernel_load_data_i
 	return kmg_answer(KMG_HOOK_BYTES, kmg_bytes_read(KMG_API_INIT_MODULE, (__u64)buf, size));
 }
 
-SEC("fentry/module_sig_check")
-int BPF_PROG(kmg_signature_entry, struct load_info *info, int flags)
+/*
+ * Two facts of the kernel's check, each noted by four copies of a program: where the kernel
+ * preempts, it skips one that another task was preempted in on this CPU, and a load whose image
+ * nobody noted is refused. Noting a fact twice changes nothing.
+ */
+static __always_inline int kmg_note_image(__u64 image, __u64 length, int flags)
 {
 	struct kmg_load *load = kmg_load_current();
 
 	if (!load)
 		return 0;
-	load->image = (__u64)info->hdr;
-	load->length = info->len;
+	load->image = image;
+	load->length = length;
 	load->event.flags = flags;
 	load->noted = 1;
 	return 0;
 }
 
-SEC("fexit/module_sig_check")
-int BPF_PROG(kmg_signature_exit, struct load_info *info, int flags, int ret)
+static __always_inline int kmg_note_check(int result)
 {
 	struct kmg_load *load = kmg_load_current();
 
 	if (!load)
 		return 0;
-	load->signature_result = ret;
+	load->signature_result = result;
 	load->checked = 1;
 	load->noted = 0; /* the bytes may be freed from here on */
 	return 0;
 }
+
+#define KMG_SIGNATURE_FACTS(copy)                                                           \
+	SEC("fentry/module_sig_check")                                                      \
+	int BPF_PROG(kmg_signature_entry_##copy, struct load_info *info, int flags)         \
+	{                                                                                   \
+		return kmg_note_image((__u64)info->hdr, info->len, flags);                  \
+	}                                                                                   \
+                                                                                            \
+	SEC("fexit/module_sig_check")                                                       \
+	int BPF_PROG(kmg_signature_exit_##copy, struct load_info *info, int flags, int ret) \
+	{                                                                                   \
+		return kmg_note_check(ret);                                                 \
+	}
+
+KMG_SIGNATURE_FACTS(1)
+KMG_SIGNATURE_FACTS(2)
+KMG_SIGNATURE_FACTS(3)
+KMG_SIGNATURE_FACTS(4)
 
 /* What is known of the signature of a module that the kernel's keyrings do not trust. */
 static __always_inline __u32 kmg_verify(struct kmg_load *load)

@@ -14,8 +14,7 @@
  * inside a program, so no answer of the agent could be tied to the bytes that are loaded, and none
  * is asked for. Everything that these programs call exists in 5.10: no task storage, no sleepable
  * program, no bpf_get_current_task_btf(), no bpf_d_path(). Contract, table and counters are those
- * of kmodgate.bpf.c. While two generations are attached (generation.h) both act here, and a load in
- * that second may count twice: marks need the task storage.
+ * of kmodgate.bpf.c.
  */
 #define KMG_BASIC
 
@@ -43,6 +42,7 @@ struct kmg_load {
 	__u8 passed; /* no signature that the kernel trusts, and let in for all that */
 	__u8 decided; /* by kmodgate, and counted */
 	__u8 probe; /* the agent's self-probe: judged, neither counted nor told */
+	__u8 attempt; /* begun by the generation that came first: counts */
 	struct kmg_walk walk;
 };
 
@@ -70,6 +70,14 @@ struct {
 	__type(value, __u8);
 } stateless SEC(".maps");
 
+/* Marks of the time when two generations are attached (generation.h), by task. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct kmg_visit);
+} visits SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
@@ -92,17 +100,42 @@ static __always_inline struct kmg_load *kmg_load_current(void)
 	return bpf_map_lookup_elem(&loads, &task);
 }
 
-/* Starts a load. NULL when as many tasks load as there is room for. */
-static __noinline struct kmg_load *kmg_load_begin(enum kmg_api api)
+/* Whether this generation acts at a hook of this task's load. */
+static __noinline bool kmg_task_turn(enum kmg_hook hook)
 {
 	__u64 task = bpf_get_current_pid_tgid();
 	struct kmg_control *c = kmg_control();
+	struct kmg_visit none = {}, *visit;
+
+	if (!c || !*(volatile __u32 *)&c->handover)
+		return kmg_turn(NULL, hook);
+	visit = bpf_map_lookup_elem(&visits, &task);
+	if (!visit) {
+		bpf_map_update_elem(&visits, &task, &none, BPF_NOEXIST);
+		visit = bpf_map_lookup_elem(&visits, &task);
+	}
+	return kmg_turn(visit, hook);
+}
+
+/* Starts a load, the second of two generations as well (load.h says why). NULL when as many tasks load as there is room for. */
+static __noinline struct kmg_load *kmg_load_begin(enum kmg_api api)
+{
+	__u64 task = bpf_get_current_pid_tgid();
+	bool first = kmg_task_turn(KMG_HOOK_BEGIN), decided = false;
+	struct kmg_control *c = kmg_control();
+	enum kmg_verdict verdict = KMG_VERDICT_PENDING;
+	enum kmg_reason reason = KMG_REASON_NONE;
 	struct kmg_load *load, *fresh;
 	__u32 zero = 0;
 
 	load = bpf_map_lookup_elem(&loads, &task);
-	if (load && !load->probe)
+	if (load && first && !load->probe)
 		kmg_stat(KMG_STAT_ABANDONED); /* the end of its last load was not seen */
+	if (load && !first) {
+		decided = load->decided; /* and counted */
+		verdict = load->event.verdict;
+		reason = load->event.reason;
+	}
 	fresh = bpf_map_lookup_elem(&blank, &zero);
 	if (!fresh || bpf_map_update_elem(&loads, &task, fresh, BPF_ANY))
 		goto none;
@@ -110,6 +143,10 @@ static __noinline struct kmg_load *kmg_load_begin(enum kmg_api api)
 	if (!load)
 		goto none;
 	load->probe = c && c->probe && c->probe == task;
+	load->attempt = first && !load->probe;
+	load->decided = decided;
+	load->event.verdict = verdict;
+	load->event.reason = reason;
 	load->event.api = api;
 	kmg_task_facts(&load->event);
 	return load;
@@ -189,7 +226,7 @@ int BPF_PROG(kmg_read_file, struct file *file, enum kernel_read_file_id id, bool
 	load = kmg_load_begin(KMG_API_FINIT_MODULE);
 	if (!load)
 		return kmg_without_state(KMG_API_FINIT_MODULE, KMG_ORIGIN_OTHER_FILESYSTEM);
-	if (!load->probe)
+	if (load->attempt)
 		kmg_stat(KMG_STAT_ATTEMPTS_FINIT);
 	load->event.origin = kmg_file_facts(file, &load->event);
 	length = kmg_path(&load->walk, file->f_path.dentry, file->f_path.mnt, load->event.path);
@@ -213,7 +250,7 @@ int BPF_PROG(kmg_load_data, enum kernel_load_data_id id, bool contents, int ret)
 		return kmg_without_state(KMG_API_INIT_MODULE, KMG_ORIGIN_MEMORY);
 	if (load->probe)
 		kmg_stat(KMG_STAT_PROBE_FIRST_HOOK);
-	else
+	if (load->attempt)
 		kmg_stat(KMG_STAT_ATTEMPTS_INIT);
 	load->event.origin = KMG_ORIGIN_MEMORY;
 	answer = kmg_first_look(load);
@@ -391,14 +428,10 @@ static __always_inline void kmg_end(enum kmg_api api, __s32 result)
 {
 	__u64 task = bpf_get_current_pid_tgid();
 	struct kmg_load *load = bpf_map_lookup_elem(&loads, &task);
-	struct kmg_control *c = kmg_control();
 
-	if (kmg_inert())
+	if (!kmg_task_turn(KMG_HOOK_END))
 		return;
 	if (!load) {
-		/* The other generation's program was here first. */
-		if (c && c->handover && !kmg_in_force(c))
-			return;
 		/* Decided and counted at its hook, or no hook ran: it failed before the first. */
 		if (bpf_map_delete_elem(&stateless, &task))
 			kmg_stat(KMG_STAT_REFUSED_EARLY);

@@ -89,8 +89,10 @@ static __always_inline bool kmg_load_begin(struct kmg_load *load, enum kmg_api a
 
 	if (first && load->active && !load->probe)
 		kmg_stat(KMG_STAT_ABANDONED);
-	__builtin_memset(&load->event, 0, sizeof(load->event));
-	load->decided = 0;
+	if (first) {
+		__builtin_memset(&load->event, 0, sizeof(load->event));
+		load->decided = 0;
+	} /* else what the other one decided here was counted: kmg_load_decide compares */
 	load->noted = 0;
 	load->checked = 0;
 	load->judged = 0;

@@ -30,7 +30,6 @@ from .errors import HookError, KmodgateError
 from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks import abi
-from .hooks.choice import Choice
 from .hooks.pins import counts_since
 from .hooks.rung import RungBackend
 from .lookout import Lookout
@@ -45,7 +44,7 @@ from .policy import compile_table
 from .readiness import Readiness
 from .report import report
 from .safeguard.hardening import Hardening
-from .settings import Settings, files_named, next_validity_change, read_settings, refuse_on_rung
+from .settings import Settings, files_named, next_validity_change, read_settings
 from .standing import Standing
 from .telemetry.collector import AgentMetrics
 from .telemetry.events import EventLog
@@ -96,7 +95,6 @@ class Agent:
         self._heartbeat = Heartbeat(_LOOP_MAX_AGE)
         self._readiness = Readiness(self._status, self._paths)
         self._stopping = False
-        self._lower: Choice | None = None
         self._reload = Debounce()
         self._timings = Timings(started)
 
@@ -112,7 +110,7 @@ class Agent:
             logging.getLogger("kmodgate").setLevel(self._settings.config.log_level.upper())
             with self._timings.timed("choice"):
                 self._standing = Standing(facts, self._paths, self._wanted or self._settings.config.backend)
-                self._choice, self._readiness.terms = self._standing.choose(self._settings)
+                self._standing.choose(self._settings)
             watcher.watch(self._watched())
             with self._timings.timed("telemetry"):
                 outlets = Outlets(self._events, node=self._cluster.node, log_all=self._log_all)
@@ -131,13 +129,10 @@ class Agent:
                 server.start()
                 self._port = server.port
                 stack.callback(server.stop)
-            while True:
-                with ExitStack() as rung:
+            while self._standing.step():
+                self._readiness.terms, self._stopping = self._standing.terms, False
+                with self._standing.going_back(self._not_reloaded), ExitStack() as rung:
                     self._stand(facts, rung, watcher, signals, outlets)
-                if self._lower is None:
-                    return
-                self._choice, self._lower, self._stopping = self._lower, None, False
-                self._status.stepped_down()
 
     def _stand(
         self,
@@ -156,7 +151,8 @@ class Agent:
         with self._undone_if_it_fails(backend):
             self._start_enforcing(backend, facts, stack)
         outlets.serve(lambda: report(self._settings, self._status, self._readiness, self._metrics, outlets))
-        told = (self._settings.summary(), self._choice.backend, self._port, self._timings)
+        self._standing.arrived(self._settings)
+        told = (self._settings.summary(), backend.backend, self._port, self._timings)
         log.info("ready: %s, backend %s, metrics on port %d; start took %s", *told)
         notify("READY=1")
         self._lookout = stack.enter_context(
@@ -164,7 +160,9 @@ class Agent:
         )
         self._lookout.judge_by(self._settings)
         self._loop(backend, watcher, signals, outlets.log)
-        if self._lower is None:
+        if self._standing.broken:  # what it has in force can only refuse
+            self._status.stepped_down()
+        else:
             self._stop(backend, outlets.log)
 
     def _read(self, facts: NodeFacts) -> Settings:
@@ -178,7 +176,7 @@ class Agent:
     def _backend(self) -> RungBackend:
         self._hardening.register()
         pinned = self._settings.config.on_exit is OnExit.KEEP
-        backend = self._choice.open(pinned=pinned, paths=self._paths)
+        backend = self._standing.choice.open(pinned=pinned, paths=self._paths)
         backend.load()
         return backend
 
@@ -333,19 +331,13 @@ class Agent:
             self._pins.relieve()
             self._lookout.look()
             self._cluster.look(self._status.snapshot(), self._readiness.problem)
-            self._step_down(backend)
+            # A lower rung, if this one has broken and another one will do.
+            self._stopping |= self._standing.lower(self._settings, self._readiness.failures)
             if time.time() >= self._trust_until:
                 log.warning("a certificate's validity begins or ends now: earlier answers are void")
                 backend.forget_answers()
                 self._answerer.set_trust(self._trust(backend))
                 self._lookout.trust_changed()
-
-    def _step_down(self, backend: RungBackend) -> None:
-        """Go to a lower rung if this one has broken and another one will do."""
-        found = self._standing.lower(self._settings, backend.backend, self._readiness.failures)
-        if found is not None:
-            self._lower, self._readiness.terms = found
-            self._stopping = True
 
     def _ask(self, backend: RungBackend) -> None:
         for question in backend.questions():
@@ -381,9 +373,7 @@ class Agent:
                 self._stopping = True
 
     def _probe(self, backend: RungBackend) -> None:
-        if self._readiness.strictness_changed():
-            self._configure(backend)
-        self._readiness.probe(backend, self._settings.policy)
+        self._readiness.probe(backend, self._settings.policy, self._configure)
 
     # --- reload and stop ----------------------------------------------------------------
 
@@ -398,16 +388,22 @@ class Agent:
         try:
             facts = read_facts(self._paths)
             new = self._read(facts)
-            self._readiness.terms = refuse_on_rung(new, self._choice.backend)
+            if self._standing.reconsider(old, new):
+                self._settings, self._stopping = new, True
+                return []
+            self._readiness.terms = self._standing.terms
             self._apply(backend, old, new)
         except KmodgateError as error:
-            self._settings = old
-            self._status.reload_failed(str(error))
-            self._cluster.refused(error)
-            log.error("config not reloaded, the last good one stays in force: %s", error)
+            self._not_reloaded(old, error)
             return files_named(self._config_path)
         log.info("config reloaded: %s", new.summary())
         return []
+
+    def _not_reloaded(self, old: Settings, error: KmodgateError) -> None:
+        self._settings = old
+        self._status.reload_failed(str(error))
+        self._cluster.refused(error)
+        log.error("config not reloaded, the last good one stays in force: %s", error)
 
     def _apply(self, backend: RungBackend, old: Settings, new: Settings) -> None:
         for what in old.left_for_next_start(new, pinned=backend.pinned):
@@ -428,12 +424,14 @@ class Agent:
         self._lookout.judge_by(new)
 
     def _stop(self, backend: RungBackend, event_log: EventLog) -> None:
-        self._readiness.problem = "shutting down"
-        notify("STOPPING=1")
+        ends = self._standing.next is None  # else another rung takes over at once
+        if ends:
+            self._readiness.problem = "shutting down"
+            notify("STOPPING=1")
         backend.stop_heartbeat()
-        keep = self._settings.config.on_exit is OnExit.KEEP and backend.pinned
-        self._hardening.stop(keep=keep)
-        if keep:
+        stays = ends and self._settings.config.on_exit is OnExit.KEEP
+        self._hardening.stop(keep=stays and backend.pinned)
+        if stays and backend.pinned:
             self._tell(backend.events(), event_log)
             log.info(
                 "stopped: enforcement goes on without the agent; `kmodgate detach` ends it, and what the "
@@ -446,5 +444,4 @@ class Agent:
         self._tell(backend.drain(), event_log)
         backend.forget()
         note_detached()
-        keep = self._settings.config.on_exit is OnExit.KEEP
-        log.warning("%s", self._readiness.leave(backend.backend, keep=keep))
+        log.warning("%s", self._readiness.leave(backend.backend, keep=stays))

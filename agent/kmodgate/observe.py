@@ -142,7 +142,7 @@ class Observer:
             file_system=(os.fsdecode(abi.text(record.fstype)) or None) if has_file else None,
             device=(record.device >> 20, record.device & 0xFFFFF) if has_file else None,
             inode=(record.inode or None) if has_file else None,
-            size=record.size if known else None,
+            size=(record.size or None) if known else None,  # nothing of 0 bytes comes as far as a hook
             sha256=_sha256(digest, decisive),
             module=module,
             signer=found.signer if found else None,

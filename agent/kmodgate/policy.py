@@ -205,6 +205,17 @@ def judges_bytes(table: tuple[Decision, ...]) -> bool:
     )
 
 
+def refuses(table: tuple[Decision, ...]) -> bool:
+    """Whether any load would be denied by a table.
+
+    Every table denies what is revoked. One that knows of revocations also denies what cannot be read.
+    """
+    return any(
+        table[table_index(LoadFacts(*facts))].verdict is Verdict.DENY
+        for facts in product(Api, Origin, set(Verification) - {Verification.REVOKED})
+    )
+
+
 _STATES: Final = {
     SignatureStatus.TRUSTED_SIGNATURE: Verification.TRUSTED,
     SignatureStatus.UNSIGNED: Verification.UNSIGNED,

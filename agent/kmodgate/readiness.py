@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from .errors import KmodgateError
@@ -57,15 +58,29 @@ class Readiness:
         self.strictness = strictness
         return True
 
-    def probe(self, backend: RungBackend, policy: EffectivePolicy) -> None:
+    def probe(
+        self,
+        backend: RungBackend,
+        policy: EffectivePolicy,
+        changed: Callable[[RungBackend], None] = lambda _backend: None,
+    ) -> None:
         """See whether enforcement works, and be ready only if it does.
 
         A rung that only watches is ready where it sees, and the kernel enforces or need not.
+
+        Args:
+            backend: the rung.
+            policy: in force.
+            changed: is called before the probe where the kernel refuses something else than before.
         """
         enforces = True
         try:
+            unset: tuple[str, ...] = ()
+            if backend.backend in ONLY_WATCHES and self.terms.by_kernel:
+                unset = self._switches.apply(policy)
+            if self.strictness_changed():
+                changed(backend)
             if backend.backend in ONLY_WATCHES:
-                unset = self._switches.apply(policy) if self.terms.by_kernel else ()
                 probe = backend.probe()
                 enforces = self.terms.by_kernel and not unset and kernel_enforces(policy, probe)
                 problem = watch_problem(probe) or self._unenforced(policy, probe, unset, enforces=enforces)

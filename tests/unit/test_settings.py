@@ -10,11 +10,10 @@ import pytest
 from tests.vectors.generate import make_identity
 
 from kmodgate.errors import ConfigError, KmodgateError, NodeError
-from kmodgate.model import Backend, Policy
+from kmodgate.model import Policy
 from kmodgate.node import CgroupHierarchy, NodeFacts, NodePaths, read_facts
 from kmodgate.policy import compile_table, judges_bytes
-from kmodgate.rungs import Terms
-from kmodgate.settings import files_named, read_settings, refuse_on_rung
+from kmodgate.settings import files_named, read_settings
 from kmodgate.signature import load_certificates
 from kmodgate.signature.revocation import tbs_digests
 
@@ -194,28 +193,3 @@ def test_node_pools_need_labels_and_the_first_match_is_in_force(tmp_path: Path, 
         read_settings(path, None, node)
     assert read_settings(path, None, node, {"pool": "strict"}).policy.policy is Policy.ENFORCE
     assert read_settings(path, None, node, {"pool": "other"}).policy.policy is Policy.UNSPECIFIED
-
-
-CERTIFIED = ENFORCE + "kmodgate: {backend: tracefs, trust: {certificates: [a.pem]}%s}\n"
-
-
-def test_a_rung_that_cannot_enforce_is_an_error_unless_a_word_says_otherwise(
-    tmp_path: Path, node: NodeFacts, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "a.pem").write_bytes(make_identity("a").pem)
-    settings = read_settings(config(tmp_path, CERTIFIED % ""), None, node)
-    with pytest.raises(NodeError, match=r"trust\.certificates cannot admit anything.*cannotEnforce: observe"):
-        refuse_on_rung(settings, Backend.TRACEFS)
-    assert refuse_on_rung(settings, Backend.BPF_LSM) == Terms()
-    observing = read_settings(config(tmp_path, CERTIFIED % ", cannotEnforce: observe"), None, node)
-    caplog.clear()
-    assert refuse_on_rung(observing, Backend.TRACEFS) == Terms(by_kernel=False, may_observe=True)
-    assert "not enforced, only observed" in caplog.text
-    # The word is about rungs that refuse nothing; one that refuses wrongly is an error all the same.
-    with pytest.raises(NodeError, match="takes no digest"):
-        refuse_on_rung(observing, Backend.BPF_LSM_BASIC)
-
-
-def test_what_the_kernel_can_refuse_is_left_to_it(tmp_path: Path, node: NodeFacts) -> None:
-    settings = read_settings(config(tmp_path, ENFORCE + "kmodgate: {backend: tracefs}\n"), None, node)
-    assert refuse_on_rung(settings, Backend.TRACEFS) == Terms(by_kernel=True)

@@ -31,6 +31,7 @@ class Kernel:
         shares_loads: tasks that load one inode at once get the first one's result (since 6.5).
         packed: its modules lie compressed in ``/lib/modules``.
         ecdsa: its keyrings can verify ECDSA (since 5.13).
+        chooses_preemption: how it preempts can be changed at run time (``CONFIG_PREEMPT_DYNAMIC``, 5.12).
         off_switch: while programs are attached, ``kernel.ftrace_enabled=0`` is taken, and silences
             them; an older kernel answers EBUSY.
         append: what its command line needs.
@@ -43,6 +44,7 @@ class Kernel:
     shares_loads: bool
     packed: bool
     ecdsa: bool
+    chooses_preemption: bool
     off_switch: bool
     append: str = ""
 
@@ -52,10 +54,12 @@ class Kernel:
         found = {
             "digests": self.rung == BPF_LSM,
             "the-basic-rung": self.rung == BPF_LSM_BASIC,
+            "hardening": self.rung == BPF_LSM,
             "decompression": self.decompresses is not None,
             "shared-loads": self.shares_loads,
             "packed-modules": self.packed,
             "ecdsa": self.ecdsa,
+            "preemption-modes": self.chooses_preemption,
             "off-switch": self.off_switch,
         }
         return frozenset(word for word, there in found.items() if there)
@@ -70,6 +74,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=False,
         packed=False,
         ecdsa=False,
+        chooses_preemption=False,
         off_switch=False,
         append="lsm=lockdown,yama,apparmor,bpf",  # bpf is not in its own list
     ),
@@ -81,6 +86,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=False,
         packed=False,
         ecdsa=True,
+        chooses_preemption=True,
         off_switch=True,
     ),
     "6.12": Kernel(
@@ -91,6 +97,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=True,
         packed=True,
         ecdsa=True,
+        chooses_preemption=True,
         off_switch=True,
     ),
     "7.2": Kernel(
@@ -101,6 +108,7 @@ KERNELS: Final[Mapping[str, Kernel]] = {
         shares_loads=True,
         packed=True,
         ecdsa=True,
+        chooses_preemption=True,
         off_switch=True,
     ),
 }

@@ -2,7 +2,7 @@
 """Boots each kernel once, runs tests/vm/guest inside, then looks at what it brought back.
 
 KMODGATE_TEST_KERNEL names the Debian suites whose kernels boot, with blanks between them.
-KMODGATE_TEST_GUEST is ``all`` for every file, or names one. The results stay in build/vm;
+KMODGATE_TEST_GUEST is ``all`` for every file, or names some. The results stay in build/vm;
 ``python -m tests.vm.matrix`` makes one table of them.
 """
 
@@ -68,7 +68,7 @@ def status(suite: str, share: Path) -> int:
     for path in results:
         path.unlink(missing_ok=True)
     if CHOSEN.endswith(".py"):
-        what = ["-s", f"{GUEST}/{CHOSEN}", f"{GUEST}/test_the_end.py"]
+        what = ["-s", *(f"{GUEST}/{name}" for name in CHOSEN.split()), f"{GUEST}/test_the_end.py"]
     else:
         what = [GUEST, *(f"--ignore-glob={GUEST}/{pattern}" for pattern in LONG if CHOSEN != "all")]
     settings = [f"{STORM}={os.environ[STORM]}"] if STORM in os.environ else []

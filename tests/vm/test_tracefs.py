@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boots guests for the tracefs rung and runs tests/vm/guest_tracefs inside them.
 
-KMODGATE_TRACEFS_KERNELS names the Debian suites whose kernels boot. No BPF program is attached in
-these guests but in the test of a rung that breaks; type information is hidden by a mount over it.
+KMODGATE_TRACEFS_KERNELS names the Debian suites whose kernels boot, and ``nobpf``: a small kernel without
+bpf(2), with LoadPin. No BPF program is attached in these guests but in the test of a rung that
+breaks; Debian's type information is hidden by a mount over it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.vm import kernels
-from vmtool import VmDied, VmToolError
+from vmtool import VmDied, VmToolError, artifacts
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
@@ -27,22 +28,30 @@ INSIDE = ["env", "PYTHONPATH=/src", "python3", "-m", "pytest", *OPTIONS]
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_rung_that_watches(tmp_path: Path, suite: str) -> None:
+    append = "" if suite == artifacts.NOBPF else kernels.of_suite(suite).append
+    assert run(suite, tmp_path, [GUEST], append) == 0
+    for name in ("storm.json", "syscall.json"):
+        print(suite, json.loads((tmp_path / name).read_text()))
+
+
+@pytest.mark.skipif(
+    artifacts.NOBPF not in SUITES, reason="LoadPin is in the kernel nobpf; run: make test-tracefs"
+)
+def test_a_root_that_is_not_pinned(tmp_path: Path) -> None:
+    file = f"{GUEST}/test_tracefs_0_loadpin.py"
+    assert run(artifacts.NOBPF, tmp_path, ["-rs", file], "kmodgate.pin=elsewhere") == 0
+
+
+def run(suite: str, share: Path, arguments: list[str], append: str) -> int:
+    """Pytest's status inside the guest."""
     if shutil.which("qemu-system-x86_64") is None or os.geteuid() != 0:
         message = "QEMU and root are needed; run: sudo make deps, and test as root"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
     try:
-        status = run_in_guest(
-            [*INSIDE, GUEST],
-            suite=suite,
-            share=tmp_path,
-            live=True,
-            timeout=2100,
-            append=kernels.of_suite(suite).append,
+        return run_in_guest(
+            [*INSIDE, *arguments], suite=suite, share=share, live=True, timeout=2100, append=append
         )
     except VmDied as error:
         pytest.fail(f"the machine died: {error}\n{error.tail}")
     except VmToolError as error:
         pytest.fail(str(error))
-    assert status == 0
-    for name in ("storm.json", "syscall.json"):
-        print(suite, json.loads((tmp_path / name).read_text()))

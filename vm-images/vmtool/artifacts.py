@@ -13,8 +13,12 @@ from .testmodules import DKMS_PACKAGES
 
 BCC = "+bcc"
 """Behind a suite's name: its kernel, and a disk on which BCC can compile."""
+SYSTEMD = "+systemd"
+"""Behind a suite's name: its kernel, and a disk that systemd boots (``kmodgate.systemd=1``)."""
 OVERRIDE = "override"
 """In the place of a suite: the small kernel whose system calls BPF programs may refuse; with BCC."""
+NOBPF = "nobpf"
+"""In the place of a suite: the small kernel that takes no BPF programs."""
 
 _MAKERS: Mapping[str, Callable[[apt.Resolved], Path]] = {
     "kernel": lambda resolved: kernel.get(resolved).vmlinuz,
@@ -42,16 +46,18 @@ def parts(suite: str) -> Parts:
     """A machine's parts, built first if the cache lacks them.
 
     Args:
-        suite: of Debian, ``SUITE+bcc`` or ``override``.
+        suite: of Debian, ``SUITE+bcc``, ``SUITE+systemd``, ``override`` or ``nobpf``.
     """
-    if suite == OVERRIDE:
-        its_kernel, modules, certs = smallkernel.get_override()
-        return Parts(its_kernel, rootfs.get(its_kernel, headers=()), modules, certs)
-    name = suite.removesuffix(BCC)
+    if suite in smallkernel.GUEST_FRAGMENTS:
+        its_kernel, modules, certs = smallkernel.get_for_guest(suite)
+        disk = rootfs.get(its_kernel, headers=() if suite == OVERRIDE else None)
+        return Parts(its_kernel, disk, modules, certs)
+    name, mark, what = suite.partition("+")
     resolved = apt.resolve(name, DKMS_PACKAGES)
     its_kernel = kernel.get(resolved)
-    headers = None if name == suite else toolchain.all_headers(resolved)
-    disk = rootfs.get(its_kernel, headers=headers)
+    headers = toolchain.all_headers(resolved) if mark + what == BCC else None
+    more = rootfs.SYSTEMD_PACKAGES if mark + what == SYSTEMD else ()
+    disk = rootfs.get(its_kernel, headers=headers, more=more)
     return Parts(its_kernel, disk, testmodules.get(resolved), keys.certificates(its_kernel))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Kubernetes API server and etcd, for tests: built from Debian's source package, nothing installed.
+"""A real Kubernetes, for tests: its programs built from Debian's source package, and etcd; nothing installed.
 
 Debian's last release with the server's source has 1.20. Newer ones are in no package.
 Opt-in: it downloads some 130 MB and compiles for minutes. The compiler and etcd are unpacked
@@ -25,11 +25,12 @@ _REFLECT = "golang-github-modern-go-reflect2-dev"
 _ETCD = "etcd-server"
 _REPOSITORY = Path("src/k8s.io/kubernetes")
 _EXAMPLES = {"code-generator", "sample-apiserver"}
-_RECIPE = "1"  # raised when the steps below change
+PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
+_RECIPE = "2"  # raised when the steps below change
 
 
 def get() -> Path:
-    """A folder with ``kube-apiserver`` and ``etcd``, from the cache or built now.
+    """A folder with ``PROGRAMS`` and ``etcd``, from the cache or built now; all but etcd are static.
 
     Raises:
         VmToolError: a program or package is missing, or the build failed.
@@ -40,14 +41,13 @@ def get() -> Path:
     version = _source_version(distribution)
 
     def build(target: Path) -> None:
-        say(f"building kube-apiserver {version} (ten minutes on two shared processors)")
+        say(f"building Kubernetes {version} (a quarter of an hour on two shared processors)")
         with tempfile.TemporaryDirectory(prefix="kmodgate-kubernetes-", dir=cache.root()) as name:
             scratch = Path(name)
             for package in packages:
                 distribution.unpack(package, scratch / "debs")
             _compile(scratch, _unpacked(distribution, scratch))
-            target.mkdir()
-            (scratch / "kube-apiserver").rename(target / "kube-apiserver")
+            (scratch / "programs").rename(target)
             shutil.copy2(scratch / "debs/usr/bin/etcd", target / "etcd")
 
     recipe = (_RECIPE, version, *(f"{package.name}={package.version}" for package in packages))
@@ -123,8 +123,10 @@ def _compile(scratch: Path, tree: Path) -> None:
         cwd=tree,
         env=env,
     )
-    output = scratch / "kube-apiserver"
-    run([*go, "build", "-ldflags", "-s -w", "-o", output, "./cmd/kube-apiserver"], cwd=tree, env=env)
+    output = scratch / "programs"
+    output.mkdir()
+    commands = [f"./cmd/{name}" for name in PROGRAMS]
+    run([*go, "build", "-ldflags", "-s -w", "-o", f"{output}/", *commands], cwd=tree, env=env)
 
 
 def _tagged(tree: Path) -> list[str]:

@@ -22,6 +22,7 @@ def run_in_guest(
     timeout: float = 900,
     append: str = "",
     smp: int = 2,
+    boot: float = 120,
 ) -> int:
     """Run a command with the lab's files at /share; its exit status.
 
@@ -33,6 +34,7 @@ def run_in_guest(
         timeout: seconds for the whole run.
         append: kernel arguments.
         smp: number of CPUs.
+        boot: seconds until the command begins.
 
     Raises:
         VmDied: the machine ended without a status from the command.
@@ -54,6 +56,7 @@ def run_in_guest(
             timeout=timeout,
             append=append,
             smp=smp,
+            boot=boot,
             stdout=to_descriptor(sys.stdout.fileno()) if live else None,
             stderr=to_descriptor(sys.stderr.fileno()) if live else None,
         ).status

@@ -37,6 +37,8 @@ GUEST_PACKAGES = (
 )
 # What a guest needs on top where BCC compiles in it: LLVM is heavy, so the others do without.
 BCC_PACKAGES = ("python3-bpfcc",)
+# A guest that boots as a node does.
+SYSTEMD_PACKAGES = ("systemd", "udev")
 # For tests that run inside the guest; kmodgate's own come from pyproject.toml.
 TEST_REQUIREMENTS = ("jsonschema>=4.21", "pytest>=8.2", "pytest-timeout>=2.3")
 PYTHON = (3, 11)  # of the base suite: wheels and byte code are made for it
@@ -152,7 +154,13 @@ def _configure(tree: Path) -> None:
     mtab.symlink_to("/proc/self/mounts")
 
 
-def get(kernel: Kernel, *, refresh: bool = False, headers: tuple[Path, ...] | None = None) -> Path:
+def get(
+    kernel: Kernel,
+    *,
+    refresh: bool = False,
+    headers: tuple[Path, ...] | None = None,
+    more: tuple[str, ...] = (),
+) -> Path:
     """The root disk for ``kernel``: an ext4 image, never written to by a run.
 
     Args:
@@ -161,8 +169,9 @@ def get(kernel: Kernel, *, refresh: bool = False, headers: tuple[Path, ...] | No
         headers: not None for a disk with BCC: folders of the kernel's headers to put below
             ``/usr/src``, of which the first is the build's and the last the source's; none where
             they lie among the modules.
+        more: packages for this disk alone.
     """
-    packages = GUEST_PACKAGES if headers is None else (*GUEST_PACKAGES, *BCC_PACKAGES)
+    packages = (*GUEST_PACKAGES, *(() if headers is None else BCC_PACKAGES), *more)
     tarball = base(refresh=refresh, packages=packages)
     site = wheels(refresh=refresh)
 

@@ -29,7 +29,6 @@ from .host import PROJECT, find
 from .machine import ERR_PORT, OUT_PORT, STATUS_PORT, Machine, Share, arguments
 
 DEFAULT_SUITE = apt.BASE_SUITE
-_BOOT_SECONDS = 120.0
 # Status and tokens come within the guest's own grace of 2 s; emulation is slow.
 _FLUSH_SECONDS = 20.0
 _TAIL_LINES = 25
@@ -56,6 +55,7 @@ class Options:
         append: more kernel arguments.
         memory: MiB.
         timeout: seconds for the whole run, boot included.
+        boot: seconds until the command begins.
         readonly_root: root device and mount read-only.
         icount: guest time follows instructions; TCG, one CPU.
         network: user-mode network.
@@ -69,6 +69,7 @@ class Options:
     smp: int = 2
     memory: int = 1024
     timeout: float = 600.0
+    boot: float = 120.0
     readonly_root: bool = False
     icount: bool = False
     network: bool = False
@@ -234,11 +235,11 @@ def launch_argv(machine: Machine, ports: Mapping[str, int] | None) -> list[str]:
 class _Conversation:
     """The host's end of one run: reads the ports until status and tokens are there."""
 
-    def __init__(self, machine: Machine, token: str, out: Sink, err: Sink, timeout: float) -> None:
+    def __init__(self, machine: Machine, token: str, out: Sink, err: Sink, options: Options) -> None:
         self._machine = machine
         self._streams = {OUT_PORT: Tail(token.encode(), out), ERR_PORT: Tail(token.encode(), err)}
         self._status = b""
-        self._timeout = timeout
+        self._timeout, self._boot = options.timeout, options.boot
 
     def _feed(self, name: str, data: bytes) -> None:
         if name == STATUS_PORT:
@@ -279,10 +280,8 @@ class _Conversation:
                     raise VmDied(_why_it_ended(log, error, started=self._started), log, console_tail(log))
                 if now - begin > self._timeout:
                     raise VmDied(f"timeout after {self._timeout:.0f} s", log, console_tail(log))
-                if not self._started and now - begin > _BOOT_SECONDS:
-                    raise VmDied(
-                        f"the guest did not boot within {_BOOT_SECONDS:.0f} s", log, console_tail(log)
-                    )
+                if not self._started and now - begin > self._boot:
+                    raise VmDied(f"the guest did not boot within {self._boot:.0f} s", log, console_tail(log))
                 if status is not None:
                     flush_by = flush_by or now + _FLUSH_SECONDS
                     if now > flush_by:
@@ -341,7 +340,7 @@ def run(
         try:
             for pair in pairs.values():
                 pair[1].close()
-            talk = _Conversation(machine, token, sink("out", stdout), sink("err", stderr), chosen.timeout)
+            talk = _Conversation(machine, token, sink("out", stdout), sink("err", stderr), chosen)
             status = talk.hold(qemu, {name: pair[0] for name, pair in pairs.items()})
         except VmDied as error:
             error.stdout, error.stderr = bytes(collected["out"]), bytes(collected["err"])

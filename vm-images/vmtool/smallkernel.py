@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small kernels from Debian's source packages, for what Debian's own builds leave out.
 
-A fragment goes on top of ``make tinyconfig``: ``small-kernel.config`` has ML-DSA,
-``loadpin-kernel.config`` has the real LoadPin, ``override-kernel.config`` has no BTF and lets BPF
-programs override what system calls return. Opt-in: it needs a compiler and a few minutes.
-Nothing of the source is changed.
+Fragments go on top of ``make tinyconfig``: ``small-kernel.config`` has ML-DSA,
+``loadpin-kernel.config`` has the real LoadPin. Two boot the usual guest, from
+``guest-kernel.config`` on: ``override-kernel.config`` has no BTF and lets BPF programs override what
+system calls return, ``nobpf-kernel.config`` has no ``bpf(2)``, and LoadPin. Opt-in: it needs a
+compiler and a few minutes. Nothing of the source is changed.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import apt, cache, initramfs, keys, testmodules
@@ -22,11 +25,17 @@ from .testmodules import DKMS_PACKAGES, SOURCES
 
 FRAGMENT = IMAGES / "small-kernel.config"
 LOADPIN_FRAGMENT = IMAGES / "loadpin-kernel.config"
-OVERRIDE_FRAGMENT = IMAGES / "override-kernel.config"
+_FOR_GUESTS = IMAGES / "guest-kernel.config"
+GUEST_FRAGMENTS = {
+    "override": (_FOR_GUESTS, IMAGES / "override-kernel.config"),
+    "nobpf": (_FOR_GUESTS, IMAGES / "nobpf-kernel.config"),
+}
+"""By the word that ``artifacts.parts`` takes in the place of a suite."""
 SUITE = "sid"
 # The release that the other guests run most; any since 6.1 has dm-verity in LoadPin.
 LOADPIN_SUITE = apt.BASE_SUITE
 _PROGRAMS = ("gcc", "make", "flex", "bison", "bc", "openssl", "tar", "xz")
+_OFF = re.compile(r"# (CONFIG_\w+) is not set")
 _HEADERS = {"/usr/include/openssl/opensslv.h": "libssl-dev", "/usr/include/gelf.h": "libelf-dev"}
 
 
@@ -43,11 +52,13 @@ def source_package(suite: str = SUITE) -> str:
     return f"linux-source-{major}.{minor}"
 
 
-def _configured(distribution: apt.Apt, package: apt.Package, fragment: Path, scratch: Path) -> Path:
-    """The source tree below ``scratch``, with the fragment's configuration.
+def _configured(
+    distribution: apt.Apt, package: apt.Package, fragments: Sequence[Path], scratch: Path
+) -> Path:
+    """The source tree below ``scratch``, with the fragments' configuration.
 
     Raises:
-        VmToolError: a program or header is missing, or the kernel would not take a line of the fragment.
+        VmToolError: a program or header is missing, or the kernel would not take a line of a fragment.
     """
     for program in _PROGRAMS:
         find(program)
@@ -59,16 +70,15 @@ def _configured(distribution: apt.Apt, package: apt.Package, fragment: Path, scr
     run(["tar", "-C", tree, "--strip-components=1", "-xf", archive])
     run(["make", "-s", "-C", tree, "tinyconfig"])
     config = tree / ".config"
-    config.write_text(config.read_text() + fragment.read_text())
+    wanted = "".join(fragment.read_text() for fragment in fragments)
+    config.write_text(config.read_text() + wanted)
     run(["make", "-s", "-C", tree, "olddefconfig"])
     have = set(config.read_text().split("\n"))
-    lost = [
-        line for line in fragment.read_text().split("\n") if line.startswith("CONFIG_") and line not in have
-    ]
+    lost = [line for line in wanted.split("\n") if line.startswith("CONFIG_") and line not in have]
+    lost += [line for line in wanted.split("\n") if (off := _OFF.fullmatch(line)) and f"{off[1]}=y" in have]
     if lost:
-        raise VmToolError(
-            f"{package.name} {package.version} does not take {', '.join(lost)} of {fragment.name}"
-        )
+        names = " and ".join(fragment.name for fragment in fragments)
+        raise VmToolError(f"{package.name} {package.version} does not take {', '.join(lost)} of {names}")
     return tree
 
 
@@ -88,7 +98,7 @@ def get() -> Path:
     def build(target: Path) -> None:
         say(f"building a small kernel from {package.name} {package.version} (some minutes)")
         with tempfile.TemporaryDirectory(prefix="kmodgate-kernel-") as name:
-            tree = _configured(distribution, package, FRAGMENT, Path(name))
+            tree = _configured(distribution, package, [FRAGMENT], Path(name))
             _make(tree, "vmlinux")
             (tree / "vmlinux").rename(target)
 
@@ -110,7 +120,7 @@ def get_loadpin() -> Path:
         say(f"building a kernel with LoadPin from {package.name} {package.version} (some minutes)")
         with tempfile.TemporaryDirectory(prefix="kmodgate-kernel-") as name:
             scratch = Path(name)
-            tree = _configured(distribution, package, LOADPIN_FRAGMENT, scratch)
+            tree = _configured(distribution, package, [LOADPIN_FRAGMENT], scratch)
             _make(tree, "vmlinux", "modules")
             shutil.copytree(SOURCES, scratch / "modules")
             _make(tree, f"M={scratch / 'modules'}", "modules")
@@ -129,10 +139,13 @@ def get_loadpin() -> Path:
 _FOR_BCC = ("include", "arch/x86/include")
 
 
-def get_override() -> tuple[Kernel, Path, Path]:
-    """The kernel without BTF whose system calls BPF programs may refuse, test modules for it, certificates.
+def get_for_guest(name: str) -> tuple[Kernel, Path, Path]:
+    """A kernel without BTF that boots the usual guest, test modules for it, certificates.
 
     Its modules' folder holds the headers that BCC needs.
+
+    Args:
+        name: of ``GUEST_FRAGMENTS``.
 
     Raises:
         VmToolError: a program or header is missing, or the build failed.
@@ -140,12 +153,13 @@ def get_override() -> tuple[Kernel, Path, Path]:
     distribution = apt.Apt(LOADPIN_SUITE)
     package = distribution.package(source_package(LOADPIN_SUITE))
     certs = keys.get()
+    fragments = GUEST_FRAGMENTS[name]
 
     def build(target: Path) -> None:
-        say(f"building a kernel without BTF from {package.name} {package.version} (some minutes)")
-        with tempfile.TemporaryDirectory(prefix="kmodgate-kernel-") as name:
-            scratch = Path(name)
-            tree = _configured(distribution, package, OVERRIDE_FRAGMENT, scratch)
+        say(f"building the kernel {name} from {package.name} {package.version} (some minutes)")
+        with tempfile.TemporaryDirectory(prefix="kmodgate-kernel-") as folder_name:
+            scratch = Path(folder_name)
+            tree = _configured(distribution, package, fragments, scratch)
             _make(tree, "vmlinux", "modules")
             release = (tree / "include/config/kernel.release").read_text().strip()
             target.mkdir()
@@ -165,8 +179,8 @@ def get_override() -> tuple[Kernel, Path, Path]:
             der, pem = tree / "certs/signing_key.x509", target / "certs/kernel.pem"
             run(["openssl", "x509", "-inform", "DER", "-in", der, "-out", pem])
 
-    key = cache.digest([package.name, package.version, OVERRIDE_FRAGMENT, SOURCES, certs.name, INIT])
-    folder = cache.entry(f"override-{key}", build)
+    key = cache.digest([package.name, package.version, *fragments, SOURCES, certs.name, INIT])
+    folder = cache.entry(f"{name}-{key}", build)
     kernel = Kernel(folder, (folder / "release").read_text())
     return kernel, folder / "testmodules", folder / "certs"
 

@@ -81,6 +81,7 @@ def command(root: Path, config_path: Path | None, labels: dict[str, str], output
 def _purpose(path: Path | None, labels: dict[str, str]) -> tuple[NodeConfig | None, Purpose]:
     """The policy asked about, and the config that it comes from."""
     from kmodgate import config as node_config
+    from kmodgate.config import CannotEnforce
     from kmodgate.doctor import Purpose
     from kmodgate.settings import read_verity_digests, refuse_unlabelled
     from kmodgate.signature import TrustStore
@@ -104,6 +105,8 @@ def _purpose(path: Path | None, labels: dict[str, str]) -> tuple[NodeConfig | No
         require_validity=config.trust.require_validity,
         refusal=refusal,
         warnings=config.warnings,
+        backend=config.backend.rung,
+        may_observe=config.cannot_enforce is CannotEnforce.OBSERVE,
     )
     return config, purpose
 
@@ -115,14 +118,16 @@ def as_json(diagnosis: Diagnosis, purpose: Purpose) -> dict[str, object]:
         "policy": purpose.policy.policy.value,
         "mode": purpose.policy.mode.value,
         "because": list(diagnosis.because),
+        "backend": diagnosis.chosen.value if diagnosis.chosen else None,
         "rungs": [
             {
                 "backend": rung.backend.value,
                 "offered": _OFFERED[rung.offered],
-                "implemented": rung.implemented,
                 "enforces": rung.enforces,
+                "policy_obstacles": list(diagnosis.obstacles[rung.backend]),
                 "unknown_fields": list(rung.unknown),
                 "fleeting_fields": list(rung.fleeting),
+                "unasked_fields": list(rung.unasked),
                 "problems": list(rung.problems),
                 "unseen": list(rung.unseen),
             }
@@ -140,13 +145,13 @@ def _print(diagnosis: Diagnosis, purpose: Purpose) -> None:
 
     styles = {"yes": terminal.GOOD, "no": terminal.BAD, "unknown": terminal.UNSURE}
     states = {"ok": terminal.GOOD, "warning": terminal.UNSURE, "problem": terminal.BAD}
-    ladder = terminal.table(("RUNG", "NODE", "KMODGATE", "WOULD ENFORCE, OR LACKS"))
+    ladder = terminal.table(("RUNG", "NODE", "POLICY", "WOULD ENFORCE, OR LACKS"))
     for rung in diagnosis.rungs:
         offered = _OFFERED[rung.offered]
         ladder.add_row(
             rung.backend.value,
             Text(offered, styles[offered]),
-            "has it" if rung.implemented else "not yet",
+            Text(*_policy(diagnosis, rung)),
             terminal.cell("; ".join(_why(rung))),
         )
     terminal.show(ladder)
@@ -169,6 +174,17 @@ def _print(diagnosis: Diagnosis, purpose: Purpose) -> None:
     terminal.show(terminal.cell(words[answer] + (":" if diagnosis.because else ""), styles[answer]))
     for reason in diagnosis.because:
         terminal.hang("  - ", terminal.cell(reason))
+    if diagnosis.chosen is not None:
+        terminal.show(terminal.cell(f"an agent would stand on {diagnosis.chosen}"))
+        for backend, why in diagnosis.passed_over:
+            terminal.hang("  - ", terminal.cell(f"not on {backend}: {why}"))
+
+
+def _policy(diagnosis: Diagnosis, rung: Rung) -> tuple[str, str]:
+    """Whether a rung that works can carry the policy out, and how to show that."""
+    if not rung.offered:
+        return "", ""
+    return ("no", terminal.BAD) if diagnosis.obstacles[rung.backend] else ("yes", terminal.GOOD)
 
 
 def _why(rung: Rung) -> tuple[str, ...]:
@@ -178,5 +194,7 @@ def _why(rung: Rung) -> tuple[str, ...]:
             fields += (f"events never have {', '.join(rung.unknown)}",)
         if rung.fleeting:
             fields += (f"only while the caller is there: {', '.join(rung.fleeting)}",)
+        if rung.unasked:
+            fields += (f"not of a load that it refuses: {', '.join(rung.unasked)}",)
         return (rung.enforces, *fields)
     return rung.problems or tuple(f"not seen: {text}" for text in rung.unseen)

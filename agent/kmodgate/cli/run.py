@@ -95,8 +95,8 @@ def command(  # noqa: PLR0917  # one parameter for each option
     agent, and enforcement goes on without it unless the config says `onExit: detach`.
 
     Needs root, libbpf1, and a kernel with BTF, best with `bpf` among its security modules:
-    `kmodgate doctor` says whether they are there. Without BTF it stands on tracefs, which
-    watches and leaves it to the kernel to refuse.
+    `kmodgate doctor` says whether they are there. Without BTF it stands on bcc or tracefs,
+    which watch, as a rule, and leave it to the kernel to refuse.
 
     Exit codes: 0 stopped by a signal, 2 bad config, 3 this node cannot enforce the policy.
     """

@@ -157,6 +157,10 @@ def _programs(seen: Seen) -> Check:
         return unknown(
             code, subject, "not tried: they attach to a function that this kernel lacks, see above"
         )
+    if not seen.facts.btf:
+        return unknown(
+            code, subject, "not tried: without type information they cannot be attached, see above"
+        )
     if seen.libbpf:
         return problem(code, subject, seen.libbpf)
     if seen.load is None:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from kmodgate.hooks.capabilities import CAPABILITIES
 from kmodgate.model import Backend
 from kmodgate.node.kernel import Preemption
+from kmodgate.rungs import NO_LOAD_PIN, NO_SIG_ENFORCE, NodeCan
 
 from .hardened import GUARD_FUNCTIONS
 from .seen import Seen
@@ -38,8 +39,6 @@ ASKED: Final = (
 """All names that are looked up in the kernel's BTF."""
 
 MACHINES: Final = ("x86_64", "aarch64")
-IMPLEMENTED: Final = frozenset(CAPABILITIES)
-"""The rungs that this version can stand on."""
 
 
 class Need(NamedTuple):
@@ -62,22 +61,22 @@ class Rung:
 
     Attributes:
         offered: the node has all it needs; None when that could not be seen.
-        implemented: this version of kmodgate has it.
         enforces: what it could refuse here.
         unknown: fields of an event that it never knows.
         fleeting: fields that it knows only while the caller is there.
+        unasked: fields that it does not know of a load that it refuses.
         problems: what is missing, each with its remedy.
         unseen: what could not be seen, each with how to see it.
     """
 
     backend: Backend
     offered: bool | None
-    implemented: bool
     enforces: str
     problems: tuple[str, ...]
     unseen: tuple[str, ...]
     unknown: tuple[str, ...] = ()
     fleeting: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 def rungs(seen: Seen) -> tuple[Rung, ...]:
@@ -109,16 +108,30 @@ def rungs(seen: Seen) -> tuple[Rung, ...]:
 def _rung(backend: Backend, enforces: str, needs: list[Need]) -> Rung:
     problems = tuple(need.problem for need in needs if need.met is False)
     unseen = tuple(dict.fromkeys(need.unseen for need in needs if need.met is None))
-    able = CAPABILITIES.get(backend)
+    able = CAPABILITIES[backend]
     return Rung(
         backend=backend,
         offered=False if problems else None if unseen else True,
-        implemented=backend in IMPLEMENTED,
         enforces=enforces,
         problems=problems,
         unseen=unseen,
-        unknown=() if able is None else able.unknown,
-        fleeting=() if able is None else able.fleeting,
+        unknown=able.unknown,
+        fleeting=able.fleeting,
+        unasked=able.unasked,
+    )
+
+
+def node_can(seen: Seen) -> NodeCan:
+    """What the node offers the rungs below compiled programs, as far as it was seen."""
+    facts = seen.facts
+    no_refusal = seen.no_refusal
+    if no_refusal is None:
+        off = seen.option("BPF_KPROBE_OVERRIDE") is False
+        no_refusal = "the kernel is built without CONFIG_BPF_KPROBE_OVERRIDE" if off else ""
+    return NodeCan(
+        no_refusal=no_refusal,
+        no_sig_enforce=NO_SIG_ENFORCE if facts.signatures.built is False else "",
+        no_load_pin="" if "loadpin" in (facts.lsms or ()) else NO_LOAD_PIN,
     )
 
 
@@ -243,10 +256,12 @@ def _bcc(seen: Seen) -> Iterator[Need]:
 
 
 def _bcc_enforces(seen: Seen) -> str:
-    override = seen.option("BPF_KPROBE_OVERRIDE")
-    if override is None:
+    why = node_can(seen).no_refusal
+    if why:
+        return f"nothing: {why}"
+    if seen.no_refusal is None and seen.option("BPF_KPROBE_OVERRIDE") is None:
         return "loads, if the kernel has CONFIG_BPF_KPROBE_OVERRIDE"
-    return "loads, where errors may be injected" if override else "nothing: CONFIG_BPF_KPROBE_OVERRIDE is off"
+    return "loads, by where they lie and by what the agent knows of the file"
 
 
 def _tracefs(seen: Seen) -> Iterator[Need]:

@@ -80,6 +80,7 @@ def _look_at_node(root: Path, listen: ListenAddress | None, now: datetime, *, ow
         headers=(root / "lib/modules" / facts.release / "build").exists()
         or (paths.sys / "kernel/kheaders.tar.xz").is_file(),
         bcc=_bcc_missing() if own else None,
+        no_refusal=_no_refusal(paths, process),
         no_tracefs=_no_tracefs(paths, process),
         jit=_read_jit(paths),
         libbpf=libbpf,
@@ -93,6 +94,14 @@ def _bcc_missing() -> str:
     from kmodgate.hooks.bcccompile import REMEDY, binding_path  # noqa: PLC0415  # beside libbpf
 
     return "" if binding_path() else REMEDY
+
+
+def _no_refusal(paths: NodePaths, process: ProcessFacts) -> str | None:
+    """Why a kprobe may only watch. The list of what may be refused is shown to root alone."""
+    from kmodgate.hooks.bcc import cannot_refuse  # noqa: PLC0415  # beside libbpf
+
+    found = cannot_refuse(paths)
+    return None if found and not process.may(Capability.CAP_DAC_READ_SEARCH) else found
 
 
 def _no_tracefs(paths: NodePaths, process: ProcessFacts) -> tuple[str, ...] | None:

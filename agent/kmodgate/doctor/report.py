@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kmodgate.model import EffectivePolicy, Mode, Policy
-from kmodgate.rungs import ONLY_WATCHES, refusals
+from kmodgate.model import Backend
+from kmodgate.rungs import ONLY_WATCHES, obstacles
 
 from .checks import checks
-from .ladder import Rung, rungs
+from .ladder import Rung, node_can, rungs
 from .line import Check, State
 from .seen import Purpose, Seen
 
@@ -29,20 +29,33 @@ class Diagnosis:
     """All that ``doctor`` says.
 
     Attributes:
-        answer: for the policy asked about, with a rung that this version has.
+        answer: for the policy asked about.
         because: what decides it, when it is not yes.
-        node_can: best rung that the node offers, implemented or not; None when none.
+        rungs: best first.
+        obstacles: what of the policy each of them cannot carry out here; empty where it can.
+        chosen: the rung that an agent would stand on; None for none, or where that cannot be told.
+        checks: of the node.
     """
 
     answer: Answer
     because: tuple[str, ...]
     rungs: tuple[Rung, ...]
+    obstacles: Mapping[Backend, tuple[str, ...]]
+    chosen: Backend | None
     checks: tuple[Check, ...]
 
     @property
-    def node_can(self) -> Rung | None:
-        """Best rung that the node offers, whether this version has it or not."""
-        return next((rung for rung in self.rungs if rung.offered), None)
+    def passed_over(self) -> tuple[tuple[Backend, str], ...]:
+        """Rungs that work and are better than the chosen one, each with why it is not taken."""
+        found = []
+        for rung in self.rungs:
+            if rung.backend is self.chosen:
+                break
+            if rung.offered:
+                found.append(
+                    (rung.backend, "; ".join(self.obstacles[rung.backend]) or "another was asked for")
+                )
+        return tuple(found)
 
 
 def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
@@ -52,31 +65,44 @@ def diagnose(seen: Seen, purpose: Purpose) -> Diagnosis:
     only a running kernel shows (sysctls, keyrings) does not count against an image.
     """
     ladder = rungs(seen)
+    node = node_can(seen)
+    lacks = {
+        rung.backend: obstacles(
+            rung.backend, purpose.policy, node, configured_certificates=bool(purpose.trust)
+        )
+        for rung in ladder
+    }
     lines = checks(seen, purpose)
-    usable = [rung for rung in ladder if rung.implemented]
+    usable = [rung for rung in ladder if purpose.backend in {None, rung.backend}]
+    chosen = _chosen(usable, lacks, purpose)
+    answer, because = _answer(usable, lacks, chosen, lines)
+    return Diagnosis(answer, because, ladder, lacks, chosen, lines)
+
+
+def _chosen(usable: list[Rung], lacks: Mapping[Backend, tuple[str, ...]], purpose: Purpose) -> Backend | None:
+    """As ``hooks.choice`` chooses among rungs that work."""
+    for rung in usable:
+        watches = rung.backend in ONLY_WATCHES
+        if rung.offered and (not lacks[rung.backend] or (watches and purpose.may_observe)):
+            # One that could do more was not seen.
+            return None if watches and any(other.offered is None for other in usable) else rung.backend
+    return None
+
+
+def _answer(
+    usable: list[Rung],
+    lacks: Mapping[Backend, tuple[str, ...]],
+    chosen: Backend | None,
+    lines: tuple[Check, ...],
+) -> tuple[Answer, tuple[str, ...]]:
     against = [f"{line.subject}: {line.message}" for line in lines if line.state is State.PROBLEM]
     if not against and all(rung.offered is False for rung in usable):
         against = [problem for rung in usable for problem in rung.problems]
     if against:
-        return Diagnosis(Answer.NO, tuple(against), ladder, lines)
-    best = next((rung for rung in usable if rung.offered), None)
-    if best is not None and best.backend in ONLY_WATCHES and any(rung.offered is None for rung in usable):
-        best = None  # one that could do more was not seen
-    if best is None:
-        unseen = [text for rung in usable for text in rung.unseen]
-        return Diagnosis(Answer.UNKNOWN, tuple(dict.fromkeys(unseen)), ladder, lines)
-    lacking = refusals(best.backend, purpose.policy, configured_certificates=bool(purpose.trust))
-    if best.backend in ONLY_WATCHES and not lacking:
-        lacking = tuple(_without_switch(seen, purpose.policy))
-    return Diagnosis(Answer.NO if lacking else Answer.YES, lacking, ladder, lines)
-
-
-def _without_switch(seen: Seen, policy: EffectivePolicy) -> Iterator[str]:
-    """What a kernel lacks that is to refuse by itself; a lack of CONFIG_MODULE_SIG is a check's finding."""
-    if policy.mode is not Mode.ENFORCE or policy.policy is Policy.ENFORCE or not policy.load_pin:
-        return
-    if "loadpin" not in (seen.facts.lsms or ()):
-        yield (
-            "the best backend here only watches, and the kernel has no LoadPin of its own; write "
-            "cannotEnforce: observe, or loadPin: off"
-        )
+        return Answer.NO, tuple(against)
+    if chosen is not None:
+        return (Answer.NO if lacks[chosen] else Answer.YES), lacks[chosen]
+    unseen = [text for rung in usable if rung.offered is None for text in rung.unseen]
+    if unseen:
+        return Answer.UNKNOWN, tuple(dict.fromkeys(unseen))
+    return Answer.NO, tuple(problem for rung in usable if rung.offered for problem in lacks[rung.backend])

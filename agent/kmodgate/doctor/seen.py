@@ -39,6 +39,8 @@ class Purpose:
         require_validity: certificates outside their validity count for nothing.
         refusal: why this version would not start with the config, or None.
         warnings: of the config itself.
+        backend: the one that the config names; None where the choice is the agent's.
+        may_observe: the config puts up with loads that are told and not refused.
     """
 
     policy: EffectivePolicy
@@ -47,6 +49,8 @@ class Purpose:
     require_validity: bool = False
     refusal: str | None = None
     warnings: tuple[str, ...] = ()
+    backend: Backend | None = None
+    may_observe: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,8 @@ class Seen:
         profile: what these and the build make of the kernel's signature code.
         headers: the kernel's headers are installed, or it carries them.
         bcc: how to get BCC's Python binding; empty when it is here.
+        no_refusal: why a kprobe may not refuse a system call here; empty when it may; None when that could
+            not be seen.
         no_tracefs: what keeps trace events from being read; None when they could not be looked for.
         jit: ``net.core.bpf_jit_enable`` is not 0.
         libbpf: why libbpf or the programs are missing; empty when they are here.
@@ -87,6 +93,7 @@ class Seen:
     pinned: tuple[str, ...] | None = None
     headers: bool | None = None
     bcc: str | None = None
+    no_refusal: str | None = None
     no_tracefs: tuple[str, ...] | None = None
     jit: bool | None = None
     libbpf: str | None = None

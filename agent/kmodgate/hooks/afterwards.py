@@ -11,7 +11,8 @@ Steps (the numbers stand again beside the code):
 1. Did the call fail before anybody is asked for a verdict?
 2. What is known of the signature: the kernel's own word first, then what the bytes show.
 3. What does the policy say? Where it depends on an origin that is not known, nothing.
-4. Did the kernel refuse?
+4. Did the kernel refuse, and not only for the signature of what an audited policy would have refused
+   before, by where it lies?
 5. Did it fail on its own, of an unknown signature?
 6. Otherwise the policy's answer stands.
 """
@@ -37,6 +38,8 @@ _FLAGS: Final = IGNORE_FLAGS | COMPRESSED
 
 _BEFORE_ANY_HOOK: Final = frozenset({errno.EBADF, errno.ETXTBSY})
 _REFUSED: Final = frozenset({Verdict.DENY, Verdict.WOULD_DENY})
+_BY_ORIGIN: Final = frozenset({Reason.OUTSIDE_PINNED_ROOT, Reason.NO_FILE})
+_BY_SIGNATURE: Final = frozenset({errno.EKEYREJECTED, errno.EBADMSG, errno.EMSGSIZE})
 _FILES: Final = (Origin.PINNED_ROOT, Origin.OTHER_FILESYSTEM)
 _PENDING: Final = Decision(Verdict.PENDING, Reason.NONE)
 
@@ -112,7 +115,11 @@ def judge(load: SeenLoad, table: Sequence[Decision], kernel: KernelChecks) -> Ju
     # Steps 2 and 3.
     verification, decision = _policy_says(load, table, kernel)
     # Step 4.
-    refusal = None if load.got_in else _kernel_refusal(load, decision, kernel)
+    refusal = (
+        None
+        if load.got_in or _spoke_first(decision, -load.result)
+        else _kernel_refusal(load, decision, kernel)
+    )
     if refusal is not None:
         denied = Decision(Verdict.DENY, refusal, -load.result)
         return Judgement(Outcome.DECIDED, denied, By.KERNEL, verification)
@@ -124,6 +131,12 @@ def judge(load: SeenLoad, table: Sequence[Decision], kernel: KernelChecks) -> Ju
         decision = Decision(Verdict.WOULD_DENY, decision.reason, decision.errno)
     vouched = verification is Verification.KERNEL_TRUSTED and decision.reason is Reason.TRUSTED_SIGNATURE
     return Judgement(Outcome.DECIDED, decision, By.KERNEL if vouched else By.KMODGATE, verification)
+
+
+def _spoke_first(policy: Decision, number: int) -> bool:
+    """An audited LoadPin says its word before the signature is looked at, as the programs do elsewhere."""
+    audited = policy.verdict is Verdict.WOULD_DENY and policy.reason in _BY_ORIGIN
+    return audited and number in _BY_SIGNATURE
 
 
 def _failed_early(load: SeenLoad, kernel: KernelChecks) -> bool:

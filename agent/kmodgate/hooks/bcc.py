@@ -22,15 +22,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import IO, ClassVar, Final
 
 from kmodgate.errors import HookError
-from kmodgate.model import Api, Backend, Decision, LoadFacts, Origin, Verdict, Verification
+from kmodgate.model import Backend, Decision, Verification
 from kmodgate.node import NodePaths
 from kmodgate.node.paths import read_text
-from kmodgate.policy import table_index
+from kmodgate.policy import refuses
+from kmodgate.rungs import only_watches
 
 from . import abi, bccabi, bccheaders, libbpf
 from .bcccompile import REMEDY, binding_path
@@ -135,6 +135,11 @@ class Probes:
 def lacks(paths: NodePaths) -> tuple[str, ...]:
     """What keeps this node from the rung; empty when nothing does."""
     return tuple(Probes(paths).lacks())
+
+
+def cannot_refuse(paths: NodePaths) -> str:
+    """Why loads can only be watched on this node; empty when they can be refused."""
+    return Probes(paths).cannot_refuse()
 
 
 class _Loaded:
@@ -370,11 +375,8 @@ class BccBackend(BpfBackend):
 
     def set_policy(self, table: tuple[Decision, ...]) -> int:
         """Put a table in force; one that refuses only where loads can be refused. Raises HookError."""
-        if not self.overrides and _refuses(table):
-            raise HookError(
-                f"backend {self.backend} can refuse nothing on this kernel: {self._probes.cannot_refuse()}; "
-                "set mode: audit to be told of such loads, or use a node with a better backend"
-            )
+        if not self.overrides and refuses(table):
+            raise HookError(only_watches(self.backend, self._probes.cannot_refuse()))
         return super().set_policy(table)
 
     def probe(self) -> ProbeResult:
@@ -428,14 +430,3 @@ class BccBackend(BpfBackend):
             if asked.path_length:
                 question.place = os.fsdecode(abi.text(asked.path))
             yield question
-
-
-def _refuses(table: tuple[Decision, ...]) -> bool:
-    """Whether any load would be denied by a table.
-
-    Every table denies what is revoked. One that knows of revocations also denies what cannot be read.
-    """
-    return any(
-        table[table_index(LoadFacts(*facts))].verdict is Verdict.DENY
-        for facts in product(Api, Origin, set(Verification) - {Verification.REVOKED})
-    )

@@ -33,6 +33,7 @@ from .superblocks import Superblocks
 log = logging.getLogger(__name__)
 
 _SYS_INIT_MODULE: Final = {"x86_64": 175, "aarch64": 105}
+_SYS_FINIT_MODULE: Final = {"x86_64": 313, "aarch64": 273}
 _PROBE_IMAGE: Final = bytes(128)  # long enough to be looked at, and no ELF file
 _HEARTBEAT_MAX_AGE: Final = 3_000_000_000
 _SYSCALLS: Final = (
@@ -387,6 +388,15 @@ def load_nothing() -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall(number, _PROBE_IMAGE, ctypes.c_ulong(len(_PROBE_IMAGE)), b"")
     return ctypes.get_errno()
+
+
+def load_file(descriptor: int) -> int:
+    """``finit_module(2)`` on a file that is no module: the errno. Raises HookError on other machines."""
+    number = _SYS_FINIT_MODULE.get(os.uname().machine)
+    if number is None:
+        raise HookError(f"no module loading for machine type {os.uname().machine}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    return ctypes.get_errno() if libc.syscall(number, descriptor, b"", 0) else 0
 
 
 def _attach_rank(section: str) -> int:

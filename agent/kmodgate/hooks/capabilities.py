@@ -33,6 +33,7 @@ class Capabilities:
         exact: every attempt is counted; False where the kernel may skip a program or a record.
         unknown: fields that are always null.
         fleeting: fields that are null where the caller had gone before the agent looked.
+        unasked: fields that are null for a load that the rung refuses by itself: nobody has read it.
     """
 
     refuses: bool
@@ -45,6 +46,7 @@ class Capabilities:
     exact: bool
     unknown: tuple[str, ...] = ()
     fleeting: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
 
 
 _ALL: Final = Capabilities(
@@ -63,7 +65,11 @@ CAPABILITIES: Final[Mapping[Backend, Capabilities]] = MappingProxyType(
         Backend.BPF_LSM: _ALL,
         Backend.BPF_FMOD_RET: replace(_ALL, exact=False),
         Backend.BPF_LSM_BASIC: replace(
-            _ALL, certificates=False, revocations=False, unknown=("sha256", "signer")
+            _ALL,
+            certificates=False,
+            revocations=False,
+            unknown=("sha256", "signer"),
+            unasked=("module", "signature_detail", "size"),
         ),
         # Where the kernel allows a kprobe to refuse (docs/adr/0016); elsewhere it watches.
         Backend.BCC: replace(_ALL, outlives_agent=False, exact=False, unknown=("sha256", "signer")),
@@ -104,7 +110,11 @@ def page() -> str:
     for text, name in _QUESTIONS:
         answers = ("yes" if getattr(CAPABILITIES[backend], name) else "no" for backend in backends)
         rows.append(f"| {text} | {' | '.join(answers)} |")
-    for text, name in (("always null in events", "unknown"), ("null once the caller is gone", "fleeting")):
+    for text, name in (
+        ("always null in events", "unknown"),
+        ("null once the caller is gone", "fleeting"),
+        ("null where it refuses, and a better backend knows", "unasked"),
+    ):
         fields = (getattr(CAPABILITIES[backend], name) for backend in backends)
         words = (", ".join(f"`{field}`" for field in some) or "nothing" for some in fields)
         rows.append(f"| {text} | {' | '.join(words)} |")

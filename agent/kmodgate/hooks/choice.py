@@ -62,8 +62,10 @@ class Features:
         syscall_programs: it runs programs on request, with an argument (5.14).
         lsm_active: ``bpf`` is among the security modules; None when they cannot be listed.
         no_programs: why no compiled program can be loaded at all; empty when they can.
-        no_bcc: what keeps programs from being compiled here; empty when they can.
-        no_tracefs: what keeps trace events from being read; empty when they can.
+        no_bcc: asks what keeps programs from being compiled here; empty when they can.
+        no_tracefs: asks what keeps trace events from being read; empty when they can.
+
+    The last two take time, and are called only where no better rung will do.
     """
 
     functions: frozenset[str]
@@ -73,12 +75,12 @@ class Features:
     syscall_programs: bool
     lsm_active: bool | None = None
     no_programs: str = ""
-    no_bcc: tuple[str, ...] = ("BCC was not looked for",)
-    no_tracefs: tuple[str, ...] = ("trace events were not looked for",)
+    no_bcc: Callable[[], tuple[str, ...]] = lambda: ("BCC was not looked for",)
+    no_tracefs: Callable[[], tuple[str, ...]] = lambda: ("trace events were not looked for",)
 
     @classmethod
     def look(cls, *, lsm_active: bool | None, paths: NodePaths, wanted: Backend | None = None) -> Self:
-        """Ask the running kernel for all that any rung needs, or only ``wanted`` where one is named.
+        """Ask the running kernel for what rungs on compiled programs need; the others are asked for later.
 
         Raises:
             HookError: this kernel has type information, but a part of kmodgate is missing: a lower rung
@@ -86,10 +88,9 @@ class Features:
         """
         without = _no_programs(wanted)
         programs = cls._without(without) if without else cls.probe(lsm_active=lsm_active)
-        programs = replace(programs, no_tracefs=tuple(traceinstance.lacks(paths)))
-        if not without and any(not tuple(_NEEDS[backend](programs)) for backend in BACKENDS):
-            return programs  # a better rung: what BCC needs takes time to look at
-        return replace(programs, no_bcc=bcc.lacks(paths))
+        return replace(
+            programs, no_bcc=lambda: bcc.lacks(paths), no_tracefs=lambda: tuple(traceinstance.lacks(paths))
+        )
 
     @classmethod
     def _without(cls, why: str) -> Self:
@@ -152,11 +153,13 @@ class Choice:
 
     Attributes:
         backend: the rung.
-        passed_over: better rungs, each with all that it lacks here.
+        passed_over: better rungs, each with all that it lacks here, or cannot carry out.
+        cannot: what keeps the rungs that work here from carrying the policy out; empty when this one can.
     """
 
     backend: Backend
     passed_over: tuple[tuple[Backend, tuple[str, ...]], ...]
+    cannot: tuple[str, ...] = ()
 
     def open(self, *, pinned: bool, paths: NodePaths) -> RungBackend:
         """The rung, with nothing loaded or made yet.
@@ -175,34 +178,57 @@ class Choice:
         return BACKENDS[self.backend](pins=Pins(self.backend, paths=paths) if pinned else None)
 
 
-def choose(features: Features, wanted: Backend | None = None, *, below: Backend | None = None) -> Choice:
-    """The best rung, or ``wanted`` where an operator names one.
+def _nothing(_backend: Backend) -> tuple[str, ...]:
+    return ()
+
+
+def choose(
+    features: Features,
+    wanted: Backend | None = None,
+    *,
+    below: Backend | None = None,
+    cannot: Callable[[Backend], tuple[str, ...]] = _nothing,
+) -> Choice:
+    """The best rung that can carry the policy out, or ``wanted`` where an operator names one.
 
     Args:
         features: of the kernel.
         wanted: this rung and no other.
         below: only rungs under this one, which has broken. Those on compiled programs break together:
             what silences one kind of them silences all.
+        cannot: what of the policy a rung cannot carry out here; asked only of one that works. Where none
+            that works can, the best of them comes back with the reasons of all.
 
     Raises:
         HookError: the kernel lacks something for it, or for all of them.
     """
     passed_over: list[tuple[Backend, tuple[str, ...]]] = []
+    works: Backend | None = None
+    problems: list[str] = []
     if below in BACKENDS:
         below = list(BACKENDS)[-1]
     for backend, lacks in _NEEDS.items():
         if below is not None:
             below = None if backend is below else below
             continue
-        missing = tuple(lacks(features))
+        if wanted not in {None, backend}:
+            passed_over.append((backend, (f"{wanted} was asked for",)))
+            continue
         if features.no_programs and backend in BACKENDS:
-            missing = (features.no_programs,)
-        if wanted in {None, backend}:
+            missing: tuple[str, ...] = (features.no_programs,)
+        else:
+            missing = tuple(lacks(features))
+        if missing and wanted is backend:
+            raise HookError(f"backend {backend} cannot work on this kernel: {'; '.join(missing)}")
+        if not missing:
+            missing = cannot(backend)
             if not missing:
                 return Choice(backend, tuple(passed_over))
-            if wanted is backend:
-                raise HookError(f"backend {backend} cannot work on this kernel: {'; '.join(missing)}")
+            works = works or backend
+            problems += missing
         passed_over.append((backend, missing))
+    if works is not None:
+        return Choice(works, (), tuple(problems))
     if wanted is not None:
         raise HookError(f"backend {wanted} is not in this version")
     reasons = (f"{backend}: {'; '.join(missing)}" for backend, missing in passed_over)
@@ -252,11 +278,11 @@ def _basic_lacks(features: Features) -> Iterator[str]:
 
 
 def _bcc_lacks(features: Features) -> Iterator[str]:
-    yield from features.no_bcc
+    yield from features.no_bcc()
 
 
 def _tracefs_lacks(features: Features) -> Iterator[str]:
-    yield from features.no_tracefs
+    yield from features.no_tracefs()
 
 
 _NEEDS: Final[Mapping[Backend, Callable[[Features], Iterator[str]]]] = {

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Final
 
 from kmodgate.errors import HookError
@@ -61,7 +62,8 @@ class Generations:
         ours = self._object.programs.keys() - set(PLUMBING)
         if former.programs != self._key or attached.keys() != ours:
             return
-        self._links = {name: libbpf.PinnedLink(path) for name, path in attached.items()}
+        code = pins.code(former.instance)
+        self._links = {name: libbpf.PinnedLink(path, code / name) for name, path in attached.items()}
         self._instance = former.instance
         self._acts = True
         for name in ours:
@@ -71,15 +73,21 @@ class Generations:
         """Pin the attachments that are not, and name them: someone has removed their pins."""
         if self._pins is None or not self._links:
             return []
-        directory = self._pins.links(self._instance)
+        links, code = self._pins.links(self._instance), self._pins.code(self._instance)
+        # The programs first: without its program's pin an attachment is of little use to the next agent.
+        bare, loose = self._unpinned(code), self._unpinned(links)
+        for name in bare:
+            self._links[name].pin_program(code / name)
+        for name in loose:
+            self._links[name].pin(links / name)
+        return sorted(bare | loose)
+
+    def _unpinned(self, directory: Path) -> set[str]:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            missing = sorted(self._links.keys() - {path.name for path in directory.iterdir()})
+            return self._links.keys() - {path.name for path in directory.iterdir()}
         except OSError as error:
             raise HookError(f"{directory}: {error.strerror}: pins cannot be made") from error
-        for name in missing:
-            self._links[name].pin(directory / name)
-        return missing
 
     def _take_over(self, pins: Pins) -> None:
         """Let these programs act from now on, and detach those of the agents before.
@@ -92,7 +100,7 @@ class Generations:
         self._acts = True
         for instance in former:
             for path in pins.programs(instance):
-                link = libbpf.PinnedLink(path)
+                link = libbpf.PinnedLink(path, pins.code(instance) / path.name)
                 self._stats[abi.Stat.FORMER_MISSES] += link.recursion_misses()
                 link.close()
             pins.remove_instance(instance)

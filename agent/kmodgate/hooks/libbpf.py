@@ -171,8 +171,11 @@ class Link:
 
         Not by ``bpf_link__pin``: it refuses to pin again what somebody has unpinned.
         """
-        handle = library.integer(f"pin {path}", library.lib.bpf_link__fd(self._pointer))
-        library.integer(f"pin {path}", library.lib.bpf_obj_pin(handle, os.fsencode(path)))
+        _pin(library.integer(f"pin {path}", library.lib.bpf_link__fd(self._pointer)), path)
+
+    def pin_program(self, path: Path) -> None:
+        """Pin what is attached, so that a later process can look at it (``PinnedLink``)."""
+        _pin(self._program.fd, path)
 
     def close(self) -> None:
         """Detach, unless it is pinned."""
@@ -188,17 +191,30 @@ class PinnedLink:
         program_fd: descriptor of the program behind it, closed with it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open it. Raises HookError."""
+    def __init__(self, path: Path, program: Path) -> None:
+        """Open it.
+
+        Args:
+            path: of the attachment.
+            program: where its program is pinned. By its number alone the kernel gives a program to
+                nobody without CAP_SYS_ADMIN (``bpf_prog_get_fd_by_id()``, kernel/bpf/syscall.c).
+
+        Raises:
+            HookError: one cannot be opened.
+        """
         self._name = path.name
-        self._fd = library.integer(f"open {path}", library.lib.bpf_obj_get(os.fsencode(path)))
+        self._fd = _pinned(path)
         link = LinkInfo()
         info(self._fd, link, self._name)
-        self.program_fd: Final = library.integer(self._name, library.lib.bpf_prog_get_fd_by_id(link.prog_id))
+        self.program_fd: Final = _pinned(program) if program.exists() else _numbered(link.prog_id, program)
 
     def pin(self, path: Path) -> None:
         """Pin it once more."""
-        library.integer(f"pin {path}", library.lib.bpf_obj_pin(self._fd, os.fsencode(path)))
+        _pin(self._fd, path)
+
+    def pin_program(self, path: Path) -> None:
+        """Pin the program behind it once more."""
+        _pin(self.program_fd, path)
 
     def recursion_misses(self) -> int:
         """How often the kernel skipped the program behind it."""
@@ -276,7 +292,25 @@ class Object:
 
 def pinned_map(path: Path) -> Map:
     """The map that is pinned at a path; the caller closes its descriptor. Raises HookError."""
-    return Map(path.name, library.integer(f"open {path}", library.lib.bpf_obj_get(os.fsencode(path))))
+    return Map(path.name, _pinned(path))
+
+
+def _pinned(path: Path) -> int:
+    return library.integer(f"open {path}", library.lib.bpf_obj_get(os.fsencode(path)))
+
+
+def _pin(fd: int, path: Path) -> None:
+    library.integer(f"pin {path}", library.lib.bpf_obj_pin(fd, os.fsencode(path)))
+
+
+def _numbered(number: int, pin: Path) -> int:
+    found = library.lib.bpf_prog_get_fd_by_id(number)
+    if found == -errno.EPERM:
+        raise HookError(
+            f"{pin}: this pin is missing, and without it only CAP_SYS_ADMIN can look at the program in "
+            "force; start once with that, or lift enforcement and start anew: kmodgate detach"
+        )
+    return library.integer(f"program {number}", found)
 
 
 def give_memory_back() -> None:

@@ -6,6 +6,7 @@ No BPF here: directories, names and a lock. Layout, below a BPF file system::
     /sys/fs/bpf/kmodgate/            locked by the agent that runs
         abi-3-bpf-lsm/maps/NAME      of bpf/kmodgate.h's KMG_ABI: never read as another one
         abi-3-bpf-lsm/links/7/PROGRAM   attachments of generation 7
+        abi-3-bpf-lsm/programs/7/PROGRAM   what they attach
 
 What is pinned in a pod must lie on the host's BPF file system: a pod's own goes with it.
 """
@@ -118,6 +119,10 @@ class Pins:
         """Directory of one generation's attachments."""
         return self._links / str(instance)
 
+    def code(self, instance: int) -> Path:
+        """Directory of one generation's programs."""
+        return self.home / "programs" / str(instance)
+
     def instances(self) -> list[int]:
         """Generations that have left attachments, oldest first."""
         try:
@@ -141,6 +146,7 @@ class Pins:
     def remove_instance(self, instance: int) -> None:
         """Detach one generation, as far as nobody else holds its links."""
         _remove(self.links(instance))
+        _remove(self.code(instance))
 
     def foreign(self) -> list[Path]:
         """Directories of versions with other records."""

@@ -48,10 +48,12 @@ class KernelStrictness:
     Attributes:
         sig_enforce: ``module.sig_enforce``: EKEYREJECTED.
         lockdown: lockdown in integrity or confidentiality mode: EPERM.
+        load_pin: its own LoadPin pins modules: EPERM, by file system and not by signature.
     """
 
     sig_enforce: bool
     lockdown: bool
+    load_pin: bool = False
 
     @property
     def refuses(self) -> bool:
@@ -122,7 +124,7 @@ def read_lockdown(paths: NodePaths) -> Lockdown | None:
 
 
 def read_strictness(paths: NodePaths) -> KernelStrictness:
-    """The two switches as they stand now; both can be turned on, never off, while the node runs.
+    """The switches as they stand now. Only LoadPin's can be turned off while the node runs.
 
     Raises:
         NodeError: one of them makes no sense.
@@ -130,6 +132,7 @@ def read_strictness(paths: NodePaths) -> KernelStrictness:
     return KernelStrictness(
         sig_enforce=read_module_signatures(paths, None).enforced is True,
         lockdown=read_lockdown(paths) in {Lockdown.INTEGRITY, Lockdown.CONFIDENTIALITY},
+        load_pin=read_load_pin(paths, None).restricts_modules,
     )
 
 

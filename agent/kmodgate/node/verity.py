@@ -29,6 +29,7 @@ _SHOWN: Final = 40
 _TABLE_WORDS: Final = 10
 _VERSIONS: Final = ("0", "1")
 _ALGORITHM: Final = re.compile(r"[A-Za-z0-9_().,/-]{1,64}", re.ASCII)
+_WORD_OF_HEX: Final = re.compile(r"(?:[0-9A-Fa-f]{2})+", re.ASCII)
 # What may follow the ten words, and how many words each has with it. None of these lets a block be
 # read that has not the digest which the tree gives it.
 _HARMLESS: Final = {
@@ -144,9 +145,11 @@ def trusted_root_digest(table: Sequence[TargetLine], trusted: frozenset[bytes]) 
     if len(words) < _TABLE_WORDS or words[0] not in _VERSIONS or not _ALGORITHM.fullmatch(words[7]):
         raise UntrustedDeviceError("its table is none of a dm-verity device")
     _refuse_options(words[_TABLE_WORDS:])  # 2
-    text = words[8]
-    if not re.fullmatch(r"(?:[0-9A-Fa-f]{2})+", text, re.ASCII):
+    text, salt = words[8:_TABLE_WORDS]
+    if not _WORD_OF_HEX.fullmatch(text):
         raise UntrustedDeviceError("its table has no root digest")
+    if salt != "-" and not _WORD_OF_HEX.fullmatch(salt):
+        raise UntrustedDeviceError("its table has no salt where one belongs")
     digest = bytes.fromhex(text)
     if digest not in trusted:  # 3
         raise UntrustedDeviceError(f"its root digest {digest.hex()} is not among the trusted")

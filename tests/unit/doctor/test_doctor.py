@@ -102,7 +102,6 @@ def test_the_ladder_of_a_good_node() -> None:
     ladder = rungs(GOOD)
     assert [rung.backend for rung in ladder] == [item for item in Backend if item is not Backend.NONE]
     assert [rung.offered for rung in ladder] == [True, True, True, False, True]
-    assert [rung.implemented for rung in ladder] == [True] * 5
     assert "linux-headers-6.1.0-28-amd64" in ladder[3].problems[0]
     without = rungs(replace(GOOD, headers=True, bcc="install python3-bpfcc"))[3]
     assert without.problems == ("the Python binding of BCC is missing: install python3-bpfcc",)
@@ -252,8 +251,7 @@ def test_without_bpf_among_the_security_modules_the_gates_do_it() -> None:
     assert found.answer is Answer.YES
     assert [rung.offered for rung in found.rungs[:3]] == [False, True, False]
     assert states(with_facts(lsms=("lockdown",)))["lsm"] is State.WARNING
-    assert found.node_can is not None
-    assert found.node_can.backend is Backend.BPF_FMOD_RET
+    assert found.chosen is Backend.BPF_FMOD_RET
 
 
 def test_what_decides_and_was_not_seen_is_neither_yes_nor_no() -> None:
@@ -264,13 +262,12 @@ def test_what_decides_and_was_not_seen_is_neither_yes_nor_no() -> None:
 
 def test_without_programs_the_kernel_is_left_to_refuse() -> None:
     """No BTF: tracefs, which can have sig_enforce set, and has no LoadPin here."""
-    seen = with_facts(btf=False)
+    seen = replace(with_facts(btf=False), libbpf="the kernel's BTF: No such file or directory", load=None)
     found = diagnose(seen, ENFORCE)
     assert found.answer is Answer.YES
-    assert found.node_can is not None
-    assert found.node_can.backend is Backend.TRACEFS
-    assert "module.sig_enforce=1" in found.node_can.enforces
-    assert {"pid", "path", "sha256"} <= set(found.node_can.fleeting)
+    assert found.chosen is Backend.TRACEFS
+    assert "module.sig_enforce=1" in found.rungs[-1].enforces
+    assert {"pid", "path", "sha256"} <= set(found.rungs[-1].fleeting)
     pinned = replace(ENFORCE, policy=replace(ENFORCE.policy, policy=Policy.UNSPECIFIED))
     found = diagnose(seen, pinned)
     assert found.answer is Answer.NO
@@ -468,6 +465,43 @@ def test_a_link_in_an_image_leads_nowhere_outside(tmp_path: Path) -> None:
     assert not look(root).live
 
 
+# --- the rung that an agent would stand on ---------------------------------------------------
+
+BARE = replace(with_facts(btf=False), headers=True, bcc="", no_refusal="the kernel lets nobody override")
+
+
+def test_a_rung_that_can_carry_the_policy_out_wins_over_a_higher_one_that_cannot() -> None:
+    found = diagnose(BARE, ENFORCE)
+    assert (found.answer, found.chosen) == (Answer.YES, Backend.TRACEFS)
+    ((backend, why),) = found.passed_over
+    assert backend is Backend.BCC
+    assert "decides before the kernel looks at the signature" in why
+    assert "can refuse nothing on this kernel: the kernel lets nobody override" in why
+    audit = replace(ENFORCE, policy=replace(ENFORCE.policy, mode=Mode.AUDIT))
+    found = diagnose(BARE, audit)
+    assert (found.answer, found.chosen, found.passed_over) == (Answer.YES, Backend.BCC, ())
+    assert "the kernel lets nobody override" in found.rungs[3].enforces
+
+
+def test_where_no_rung_can_carry_it_out_each_says_why() -> None:
+    found = diagnose(BARE, LOAD_PIN)
+    assert (found.answer, found.chosen) == (Answer.NO, None)
+    assert ["backend bcc" in reason for reason in found.because] == [True, False]
+    assert "no LoadPin of its own" in found.because[1]
+    watched = diagnose(BARE, replace(LOAD_PIN, may_observe=True))
+    assert (watched.answer, watched.chosen) == (Answer.NO, Backend.TRACEFS)
+    able = diagnose(replace(BARE, no_refusal=""), LOAD_PIN)
+    assert (able.answer, able.chosen) == (Answer.YES, Backend.BCC)
+
+
+def test_a_rung_that_the_config_names_is_the_only_one() -> None:
+    found = diagnose(BARE, replace(ENFORCE, backend=Backend.BCC))
+    assert (found.answer, found.chosen) == (Answer.NO, None)
+    found = diagnose(GOOD, replace(ENFORCE, backend=Backend.TRACEFS))
+    assert (found.answer, found.chosen) == (Answer.YES, Backend.TRACEFS)
+    assert dict(found.passed_over)[Backend.BPF_LSM] == "another was asked for"
+
+
 # --- the command ------------------------------------------------------------------------------
 
 
@@ -483,14 +517,14 @@ def test_text_and_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     code, text, err = run(capsys, "--root", root)
     assert (code, err) == (1, "")
     lines = text.splitlines()
-    assert lines[0].split()[:3] == ["RUNG", "NODE", "KMODGATE"]
-    assert lines[1].split()[:4] == ["bpf-lsm", "no", "has", "it"]
-    assert ["not yet" in line for line in lines[2:6]] == [False] * 4
+    assert lines[0].split()[:3] == ["RUNG", "NODE", "POLICY"]
+    assert lines[1].split()[:2] == ["bpf-lsm", "no"]
     assert "ENFORCE_SIGNED_MODULES cannot be enforced here:" in lines
     code, out, _ = run(capsys, "--root", root, "--output", "json")
     document = json.loads(out)
     assert (code, document["answer"]) == (1, "no")
-    assert [rung["implemented"] for rung in document["rungs"]] == [True] * 5
+    assert document["backend"] is None
+    assert all(rung["policy_obstacles"] == [] for rung in document["rungs"][:2])
     for reason in document["because"]:
         assert f"  - {reason}" in lines
 
@@ -499,6 +533,8 @@ def test_a_config_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[s
     root = image(tmp_path / "image", {"6.1.0": CONFIG})
     config = tmp_path / "node.yaml"
     config.write_text("kmodgate: {mode: audit, backend: bcc}\n")
+    assert run(capsys, "--root", str(root), "--config", str(config))[0] == 1  # no headers in this image
+    config.write_text("kmodgate: {mode: audit, backend: bpf-lsm}\n")
     code, out, _ = run(capsys, "--root", str(root), "--config", str(config), "--output", "json")
     document = json.loads(out)
     assert (code, document["policy"], document["mode"]) == (0, "POLICY_UNSPECIFIED", "audit")

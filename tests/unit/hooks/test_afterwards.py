@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -180,6 +181,25 @@ def test_verdicts(
 )
 def test_loads_without_a_verdict(load: SeenLoad, kernel: KernelChecks, outcome: Outcome) -> None:
     assert judge(load, compile_table(ENFORCE), kernel).outcome is outcome
+
+
+def test_an_audited_load_pin_speaks_before_the_signature_is_looked_at() -> None:
+    """As on the rungs with programs; what is enforced there would have been refused before, too."""
+    table = compile_table(replace(PINNED, mode=Mode.AUDIT))
+    load = failed(REJECTED, found=V.BAD_SIGNATURE, origin=OTHER)
+    found = judge(load, table, OPEN)
+    assert (found.decision, found.by) == (
+        Decision(WOULD, Reason.OUTSIDE_PINNED_ROOT, errno.EPERM),
+        By.KMODGATE,
+    )
+    found = judge(failed(REJECTED, found=V.BAD_SIGNATURE, origin=ROOT), table, OPEN)
+    assert (found.decision.reason, found.by) == (Reason.BAD_SIGNATURE, By.KERNEL)
+    by_kernel = judge(
+        failed(errno.EPERM, found=V.UNSIGNED, origin=OTHER), table, replace(OPEN, load_pin=True)
+    )
+    assert (by_kernel.decision.verdict, by_kernel.by) == (DENY, By.KERNEL)
+    enforced = judge(load, compile_table(PINNED), OPEN)
+    assert (enforced.decision.verdict, enforced.by) == (DENY, By.KERNEL)
 
 
 def test_revocation_wins_over_the_kernels_own_word() -> None:

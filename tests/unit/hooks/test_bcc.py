@@ -20,7 +20,7 @@ from kmodgate.hooks.bcccompile import binding, binding_path
 from kmodgate.hooks.choice import Features
 from kmodgate.model import Backend, EffectivePolicy, Mode, Policy
 from kmodgate.node import NodePaths
-from kmodgate.policy import compile_table
+from kmodgate.policy import compile_table, refuses
 
 CALLS = (
     "__x64_sys_finit_module",
@@ -131,7 +131,7 @@ def test_a_policy_that_refuses_needs_a_kernel_that_lets_it(
 
 
 @pytest.mark.parametrize(
-    ("policy", "refuses"),
+    ("policy", "expected"),
     [
         (EffectivePolicy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE, load_pin=False), False),
         (EffectivePolicy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE, load_pin=True), True),
@@ -140,8 +140,8 @@ def test_a_policy_that_refuses_needs_a_kernel_that_lets_it(
         (EffectivePolicy(Policy.DO_NOT_ENFORCE, Mode.ENFORCE, load_pin=False, revocations=True), True),
     ],
 )
-def test_which_tables_refuse(policy: EffectivePolicy, refuses: bool) -> None:
-    assert bcc._refuses(compile_table(policy)) is refuses
+def test_which_tables_refuse(policy: EffectivePolicy, expected: bool) -> None:
+    assert refuses(compile_table(policy)) is expected
 
 
 def test_it_is_looked_for_only_where_nothing_better_works(

@@ -102,7 +102,10 @@ def test_a_list_of_security_modules_out_of_sight_is_no_refusal() -> None:
 
 def test_a_worse_rung_can_be_asked_for() -> None:
     found = choose(NEW, Backend.BPF_LSM_BASIC)
-    assert (found.backend, found.passed_over[0]) == (Backend.BPF_LSM_BASIC, (Backend.BPF_LSM, ()))
+    assert (found.backend, found.passed_over[0]) == (
+        Backend.BPF_LSM_BASIC,
+        (Backend.BPF_LSM, ("bpf-lsm-basic was asked for",)),
+    )
 
 
 SECURITY = {
@@ -143,7 +146,7 @@ def test_every_word_of_the_config_names_a_rung() -> None:
 
 
 def test_without_programs_trace_events_are_what_is_left() -> None:
-    features = replace(NEW, no_programs="no type information", no_tracefs=())
+    features = replace(NEW, no_programs="no type information", no_tracefs=tuple)
     found = choose(features)
     assert found.backend is Backend.TRACEFS
     assert found.passed_over == (
@@ -156,8 +159,39 @@ def test_without_programs_trace_events_are_what_is_left() -> None:
         choose(replace(NEW, no_programs="no type information"))
 
 
+WATCHES = "backend bcc can refuse nothing on this kernel"
+BARE = replace(NEW, no_programs="no type information", no_bcc=tuple, no_tracefs=tuple)
+"""A kernel without type information, with headers, BCC and trace events."""
+
+
+def test_a_rung_that_can_carry_the_policy_out_wins_over_a_higher_one_that_cannot() -> None:
+    def cannot(backend: Backend) -> tuple[str, ...]:
+        return (WATCHES,) if backend is Backend.BCC else ()
+
+    found = choose(BARE, cannot=cannot)
+    assert (found.backend, found.cannot) == (Backend.TRACEFS, ())
+    assert found.passed_over[-1] == (Backend.BCC, (WATCHES,))
+    assert choose(BARE).backend is Backend.BCC  # a policy that every rung can carry out
+    assert choose(BARE, Backend.BCC, cannot=cannot).cannot == (WATCHES,)  # nobody goes around a word
+    assert choose(BARE, below=Backend.BPF_LSM, cannot=cannot).backend is Backend.TRACEFS
+
+
+def test_where_no_rung_can_carry_the_policy_out_each_says_why() -> None:
+    found = choose(BARE, cannot=lambda backend: (f"not {backend}",))
+    assert (found.backend, found.cannot) == (Backend.BCC, ("not bcc", "not tracefs"))
+
+
+def test_lower_rungs_are_not_looked_at_where_a_better_one_will_do() -> None:
+    def never() -> tuple[str, ...]:
+        raise AssertionError
+
+    features = replace(NEW, no_bcc=never, no_tracefs=never)
+    assert choose(features).backend is Backend.BPF_LSM
+    assert choose(features, Backend.BPF_LSM_BASIC).backend is Backend.BPF_LSM_BASIC
+
+
 def test_under_a_rung_that_broke_only_lower_ones_are_taken() -> None:
-    features = replace(NEW, no_tracefs=())
+    features = replace(NEW, no_tracefs=tuple)
     for programs in choice.BACKENDS:  # what silences one of them silences all
         assert choose(features, below=programs).backend is Backend.TRACEFS
     with pytest.raises(HookError, match="no backend"):

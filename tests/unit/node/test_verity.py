@@ -153,6 +153,7 @@ def test_a_device_with_a_trusted_digest(words: str) -> None:
         (verity(f"{TABLE} 0 panic_on_corruption"), "number of options"),
         (verity(f"{TABLE} one panic_on_corruption"), "number of options"),
         (verity(f"{TABLE} 1 fec_roots"), "lacks its value"),
+        (verity(" ".join([*TABLE.split()[:9], "ignore_corruption"])), "no salt"),
     ],
 )
 def test_every_other_device_is_not_trusted(table: list[TargetLine], words: str) -> None:

@@ -98,10 +98,12 @@ def watch(armed: lab.Agent, signer: attack.Signer, work: Path) -> Iterator[attac
     directory = Path(tempfile.mkdtemp(prefix="attack-", dir=work))
     watch = attack.Watch(armed, signer, directory)
     yield watch
-    watch.check_modules()
-    watch.check_counts()
-    for name in (attack.GOOD, "kmgneeds", "dummy"):
-        lab.unload(name)
+    try:
+        watch.check_modules()
+        watch.check_counts()
+    finally:
+        for name in (attack.GOOD, attack.PEST, "kmgneeds", "dummy"):
+            lab.unload(name)
     if armed.config_path.read_text() != signer.config():
         attack.configure(armed, signer.config())
     shutil.rmtree(directory, ignore_errors=True)

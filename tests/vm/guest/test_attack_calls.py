@@ -107,7 +107,7 @@ def test_a_compressed_file_is_judged_by_what_it_unpacks_to(watch: attack.Watch) 
     # Its digest is known by now; the flags still take the signature away.
     assert load_packed(watch, xz(good), lab.COMPRESSED_FILE | IGNORE) == REFUSED
     # A signature behind the compressed bytes is none of the module's.
-    unsigned = (lab.MODULES / "kmgtest.unsigned.ko").read_bytes()
+    unsigned = watch.signer.unsigned()
     assert load_packed(watch, xz(attack.pest_of(unsigned)) + good[-400:]) != "ok"
 
 

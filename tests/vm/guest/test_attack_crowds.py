@@ -52,11 +52,16 @@ def crowd(acts: Sequence[Callable[[], lab.Loaded]], *, patience: int = 120) -> l
 
 
 def expected(watch: attack.Watch, before: dict[str, float], attempts: int) -> None:
-    """All of them are in the counts: as attempts, or shared and failed for another reason than a refusal."""
+    """All of them are in the counts: as attempts, or shared and failed for another reason than a refusal.
+
+    Shared results are seen at the end of a call alone. The kernel may pass over that program where it
+    preempts, and says so: those are the exported misses.
+    """
     after = watch.moves()
     moved = {name: after[name] - before[name] for name in after}
-    shared = moved["refused_early"] if kernels.this().shares_loads else 0
-    assert moved["attempts"] + shared == attempts, moved
+    shared = kernels.this().shares_loads
+    missing = attempts - moved["attempts"] - (moved["refused_early"] if shared else 0)
+    assert 0 <= missing <= (moved["misses"] if shared else 0), moved
 
 
 def test_a_crowd_of_loaders_of_one_file(watch: attack.Watch) -> None:
@@ -91,7 +96,7 @@ def test_a_crowd_of_loaders_of_many_files(watch: attack.Watch) -> None:
     pests = []
     for number in range(CROWD - len(good)):
         path = watch.directory / f"pest-{number}.ko"
-        path.write_bytes(attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes()) + os.urandom(16))
+        path.write_bytes(attack.pest_of(watch.signer.unsigned()) + os.urandom(16))
         pests.append(path)
     before = dict(watch.moves())
     files = [*pests[:30], *good, *pests[30:]]
@@ -107,7 +112,7 @@ def test_loaders_that_fork_and_die_while_they_wait(watch: attack.Watch) -> None:
     """The agent is stopped, so every load waits; parents die, threads of state must not be mixed up."""
     lab.finit(watch.signer.fresh_file(watch.directory))
     lab.unload(attack.GOOD)
-    pest = attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes())
+    pest = attack.pest_of(watch.signer.unsigned())
     os.kill(watch.agent.pid, signal.SIGSTOP)
     children = []
     try:
@@ -134,7 +139,8 @@ def test_loaders_that_fork_and_die_while_they_wait(watch: attack.Watch) -> None:
     for child in children:
         os.waitpid(child, 0)
     orphans_are_done(watch)
-    assert lab.finit(watch.signer.fresh_file(watch.directory)).ok
+    path = watch.signer.fresh_file(watch.directory)
+    watch.agent.wait_for(lambda: lab.finit(path).ok, "agent that answers again")
 
 
 def orphans_are_done(watch: attack.Watch) -> None:
@@ -172,7 +178,7 @@ def outcomes_of(word: str) -> Counter[str]:
     return Counter({name: int(count) for name, count in (part.split("=") for part in word.split(","))})
 
 
-@pytest.mark.parametrize("mode", ["usual", "full"])
+@pytest.mark.parametrize("mode", ["usual", pytest.param("full", marks=pytest.mark.needs("preemption-modes"))])
 def test_loaders_on_one_cpu(watch: attack.Watch, mode: str) -> None:
     """Some load what is trusted and some what is not; neither's digest is ever taken for the other's.
 

@@ -148,7 +148,8 @@ def test_lengths_that_are_not_those_of_the_module(watch: attack.Watch) -> None:
     """A trusted module with more behind it is unsigned; with less it is not the same."""
     good = watch.signer.fresh()
     before = watch.moves()
-    for data in (good + b"\0", good + attack.pest_of(good), attack.pest_of(good) + good[-400:], good[:-1]):
+    pest = attack.pest_of(good)
+    for data in (good + b"\0", good + pest, pest + attack.signature_of(good), good[:-1]):
         assert lab.init(data).result == REFUSED
     assert lab.init(good[:63]).result == "ENOEXEC"
     assert init_at(0, len(good)).result == "EFAULT"

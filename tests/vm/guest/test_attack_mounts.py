@@ -80,6 +80,7 @@ def test_an_honest_fuse_file_system_is_as_good_as_any(watch: attack.Watch) -> No
         assert lab.finit(file).ok
 
 
+@pytest.mark.needs("digests")
 def test_a_fuse_server_gives_the_agent_other_bytes_than_the_kernel(watch: attack.Watch) -> None:
     """The strongest form of "swapped between two reads": each reader always gets its own file."""
     good = watch.signer.fresh()
@@ -120,6 +121,7 @@ def test_a_fuse_file_that_is_shorter_than_it_says(watch: attack.Watch) -> None:
     assert watch.moves()["undecided"] == 1
 
 
+@pytest.mark.needs("digests")
 def test_fuse_files_that_never_answer_do_not_stop_the_agent(watch: attack.Watch) -> None:
     """More of them than it has workers; each load ends in time, and soon others are answered again."""
     good = watch.signer.fresh()
@@ -300,7 +302,7 @@ def root_again(target: Path) -> Iterator[Path]:
 
 def test_only_the_pinned_root_counts_whatever_is_mounted_where(watch: attack.Watch) -> None:
     """DO_NOT_ENFORCE with LoadPin: signatures do not matter, the file system does."""
-    unsigned = (lab.MODULES / "kmgtest.unsigned.ko").read_bytes()
+    unsigned = watch.signer.unsigned()
     pest = attack.pest_of(unsigned)
     outside = watch.directory / "outside.ko"
     outside.write_bytes(pest)

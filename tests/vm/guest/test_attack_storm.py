@@ -72,7 +72,7 @@ def stated(agent: lab.Agent) -> int:
 def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None:
     good = [watch.signer.fresh_file(watch.directory) for _ in range(2)]
     unsigned = watch.directory / "unsigned.ko"
-    unsigned.write_bytes(attack.pest_of((lab.MODULES / "kmgtest.unsigned.ko").read_bytes()))
+    unsigned.write_bytes(attack.pest_of(watch.signer.unsigned()))
     pests = [watch.pest_file(f"pest-{number}.ko") for number in range(4)]
     short = watch.directory / "short"
     short.write_bytes(os.urandom(200))
@@ -103,18 +103,22 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
     watch.check_modules()
     # Every attempt is in the counts, once. Shared results that are no refusal have their own count.
     moved = {name: value - before[name] for name, value in watch.moves().items()}
-    assert moved["attempts"] + moved["refused_early"] == ATTEMPTS, moved
-    assert moved["counted"] == moved["attempts"], moved
+    # Where the kernel preempts it may pass over the end of a call: those are the exported misses.
+    misses = moved["misses"]
+    assert 0 <= ATTEMPTS - moved["attempts"] - moved["refused_early"] <= misses, moved
+    assert 0 <= moved["attempts"] - moved["counted"] <= misses, moved
     assert moved["undecided"] == moved["loaded_unseen"] == moved["redecided"] == 0, moved
-    assert watch.moved(verdict="deny") - denied == ATTEMPTS - trusted
-    assert watch.moved(verdict="allow") - allowed + moved["refused_early"] == trusted
+    # What refuses counts where it refuses; the result that another loader shares, at the end of the call.
+    assert 0 <= ATTEMPTS - trusted - (watch.moved(verdict="deny") - denied) <= misses, moved
+    assert 0 <= trusted - (watch.moved(verdict="allow") - allowed + moved["refused_early"]) <= misses
     # Each decision made a record, but for shared ones. What is not in the log is stated.
     made = settled(watch.agent) - records_before
     assert made == moved["counted"] - (watch.moved(by="shared") - shared)
     samples = lab.metrics()
     ring = samples['kmodgate_events_lost_total{kind="event_ring"}']
     print(f"storm: {ATTEMPTS} attempts, {trusted} of them trusted, {seconds:.1f} s, "
-          f"{ring:.0f} records lost in the ring, {stated(watch.agent)} stated as left out, "
+          f"{misses:.0f} misses exported, {ring:.0f} records lost in the ring, "
+          f"{stated(watch.agent)} stated as left out, "
           f"RSS {watch.agent.resident_kib()} KiB")  # fmt: skip
     assert watch.agent.resident_kib() <= RESIDENT_KIB
     assert lab.get("/readyz")[0] == 200

@@ -294,8 +294,11 @@ def test_many_loaders_at_once_of_one_file_all_get_a_verdict(agent: lab.Agent, wo
     for thread in threads:
         thread.join()
     assert results == ["EKEYREJECTED"] * 8
-    denied = lab.counted(lab.metrics(), verdict="deny") - lab.counted(before, verdict="deny")
-    assert denied == 8
+    after = lab.metrics()
+    denied = lab.counted(after, verdict="deny") - lab.counted(before, verdict="deny")
+    # A result that loaders share is seen at the end of the call, which a kernel that preempts may pass over.
+    misses = after["kmodgate_program_misses_total"] - before["kmodgate_program_misses_total"]
+    assert 8 - (misses if kernels.this().shares_loads else 0) <= denied <= 8
     agent.mark()
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests.vm import lab, offswitch
 from tests.vm.offswitch import FTRACE, PINS, python, sh
 
+pytestmark = pytest.mark.needs("hardening")
+
 TOKEN = secrets.token_hex(16)
 HARDENED = lab.config(lab.ENFORCE, hardened=True, hardenedToken=hashlib.sha256(TOKEN.encode()).hexdigest())
 GUARD = PINS / "guard"

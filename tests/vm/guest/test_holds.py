@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.vm import lab
+
+pytestmark = pytest.mark.needs("digests")  # nobody else ever waits
 
 HOLD = 2.0  # of lab.config
 REFUSED_WAITS = 'kmodgate_kernel_errors_total{kind="waits_refused"}'

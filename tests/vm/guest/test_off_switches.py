@@ -8,11 +8,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from tests.vm import lab, offswitch
 
 EVENTS = 'kmodgate_off_switch_events_total{switch="ftrace_enabled"}'
 
 
+@pytest.mark.needs("off-switch")
 def test_ftrace_is_noticed_counted_and_set_back(agent: lab.Agent, work: Path) -> None:
     assert lab.metrics()["kmodgate_enforcing"] == 1
     assert lab.metrics()["kmodgate_hardened"] == 0
@@ -33,6 +35,7 @@ def test_ftrace_is_noticed_counted_and_set_back(agent: lab.Agent, work: Path) ->
     assert agent.next_event()["reason"] == "unsigned"
 
 
+@pytest.mark.needs("off-switch")
 def test_readyz_says_so_while_the_switch_cannot_be_set_back(agent: lab.Agent, work: Path) -> None:
     """Somebody who keeps switching it off: every time is counted, and the node never claims more."""
     before = lab.metrics()[EVENTS]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.vm import lab
 
+pytestmark = pytest.mark.needs("digests")
+
 UPDATES = Path("/lib/modules") / platform.release() / "updates"
 STAGING = Path("/tmp/staging")
 
