@@ -92,11 +92,16 @@ class Question:
         return cls(request, settings.trust_digest, vouches)
 
 
+class EndedError(NodeError):
+    """The process was ended by ``Process.kill``: nobody wants its answer any more."""
+
+
 class Process:
     """Runs the process; one at a time."""
 
     def __init__(self) -> None:
         self._running: subprocess.Popen[bytes] | None = None
+        self._ended = False
 
     def __call__(self, request: bytes) -> bytes:
         """Ask it. Raises NodeError with its last words."""
@@ -112,13 +117,16 @@ class Process:
                     self._running = None
         except (OSError, subprocess.SubprocessError) as error:
             raise NodeError(f"the files of loaded modules were not verified: {error}") from error
+        if running.returncode and self._ended:
+            raise EndedError("the files of loaded modules were not verified: the agent ends")
         if running.returncode:
             words = err[-500:].decode("utf-8", "replace").strip() or f"status {running.returncode}"
             raise NodeError(f"the files of loaded modules were not verified: {words}")
         return out
 
     def kill(self) -> None:
-        """End it, if it runs."""
+        """End it, if it runs, for good."""
+        self._ended = True
         running = self._running
         if running is not None:
             running.kill()
@@ -243,6 +251,8 @@ class Inventory:
     def _verify(self, question: Question) -> None:
         try:
             answer = [_decode(item) for item in json.loads(self._ask(question.request))["modules"]]
+        except EndedError:
+            return
         except (NodeError, ValueError, KeyError, TypeError) as error:
             log.error("%s", error)
             self._rest = min(2 * self._rest, _LONGEST_REST)

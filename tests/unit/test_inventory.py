@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kmodgate.errors import NodeError
-from kmodgate.inventory import Inventory, Process, Question
+from kmodgate.inventory import EndedError, Inventory, Process, Question
 from kmodgate.node import NodePaths
 from kmodgate.telemetry.inventory import InventoryOutcome, LoadedModuleReport
 from kmodgate.telemetry.metrics import LoadedSignature
@@ -252,4 +252,10 @@ def test_the_process_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     while thread.is_alive():
         process.kill()
         thread.join(0.05)
-    assert "status -9" in str(errors[0])
+    assert isinstance(errors[0], EndedError)
+
+
+def test_an_agent_that_ends_has_nothing_to_complain_of(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    node.error = EndedError("the agent ends")
+    node.look()
+    assert not caplog.records
