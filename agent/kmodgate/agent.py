@@ -188,6 +188,7 @@ class Agent:
         except BaseException:
             self._hardening.stop(keep=backend.adopted)
             if not backend.adopted:
+                self._readiness.leave(backend.backend, keep=False)
                 backend.detach()
                 backend.forget()
             raise

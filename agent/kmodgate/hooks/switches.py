@@ -119,6 +119,9 @@ class KernelSwitches:
                 else NO_LOAD_PIN
             )
             return
+        if self._pinned_elsewhere and self._set_load_pin is None:
+            yield _ELSEWHERE  # seen before, and switched off again
+            return
         if read_word(switch) not in _ON:
             self._offer_text()
             problem = _set(switch, "1")
@@ -135,10 +138,8 @@ class KernelSwitches:
                 not read_strictness(self._paths).lockdown and self._offer_text() == errno.EPERM
             )
         if self._pinned_elsewhere:
-            yield (
-                "the kernel's LoadPin has pinned another file system than the node's root: the one that was "
-                "loaded from first; boot so that the first load comes from the root"
-            )
+            self._unset_load_pin()  # the node's own modules would not load any more
+            yield _ELSEWHERE
 
     def _load_pin(self) -> Path | None:
         return next((path for path in self._load_pins if read_word(path) is not None), None)
@@ -176,6 +177,12 @@ class KernelSwitches:
         if text != self._said:
             log.warning("%s", text)
         self._said = text
+
+
+_ELSEWHERE: Final = (
+    "the kernel's LoadPin has pinned another file system than the node's root: the one that was loaded from "
+    "first; boot so that the first load comes from the root"
+)
 
 
 def _set(path: Path, value: str) -> str:
