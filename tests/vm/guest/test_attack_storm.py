@@ -113,7 +113,7 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
     assert 0 <= trusted - (watch.moved(verdict="allow") - allowed + moved["refused_early"]) <= misses
     # Each decision made a record, but for shared ones. What is not in the log is stated.
     made = settled(watch.agent) - records_before
-    assert made == moved["counted"] - (watch.moved(by="shared") - shared)
+    assert 0 <= moved["counted"] - (watch.moved(by="shared") - shared) - made <= misses
     samples = lab.metrics()
     ring = samples['kmodgate_events_lost_total{kind="event_ring"}']
     print(f"storm: {ATTEMPTS} attempts, {trusted} of them trusted, {seconds:.1f} s, "
