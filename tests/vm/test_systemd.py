@@ -59,4 +59,6 @@ def test_everything_under_systemd_passed(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_cannot_start_does_not_stop_the_boot(tmp_path: Path) -> None:
-    assert boot(tmp_path, node("ENFORCE_SOMETHING"), ["python3", f"{GUEST}/broken.py"], start_seconds=120) == 0
+    assert (
+        boot(tmp_path, node("ENFORCE_SOMETHING"), ["python3", f"{GUEST}/broken.py"], start_seconds=120) == 0
+    )
