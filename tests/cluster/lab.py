@@ -222,7 +222,7 @@ def values(certs: Path) -> Json:
         "trust": {"certificates": sorted(files)},
         "mode": "enforce",
         # An emulated processor verifies a module in many times what a real one takes.
-        "holdTimeout": "2s",
+        "holdTimeout": "5s",
     }
 
 

@@ -138,7 +138,8 @@ def test_a_pod_that_may_load_modules_is_refused_an_unsigned_one(cluster: Lab) ->
     records = [json.loads(line) for line in lines if '"module_load"' in line]
     (record,) = [item for item in records if item.get("module") == "vpoll"]
     assert (record["verdict"], record["reason"], record["node"]) == ("deny", "unsigned", NAME)
-    assert record["workload"]["pod"]["name"] == LOADER
+    assert record["workload"] == "pod"
+    assert record["pod"]["name"] == LOADER
 
     assert cluster.load_in_pod(POD_SIGNED)["errno"] == 0
     cluster.node.run("rmmod", "vpoll")
