@@ -231,6 +231,7 @@ class Api:
             connection = self._connection()
             self._register(connection)
             connection.connect()
+            self._register(connection)  # close() has no hold on a connection that is being made
             _keep_alive(connection.sock)
             connection.request(method, target, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()

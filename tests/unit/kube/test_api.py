@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import ssl
 import subprocess
@@ -200,6 +201,21 @@ def test_closing_ends_a_watch_that_waits(server: MockApiServer) -> None:
     assert time.monotonic() - began < 15
     with pytest.raises(ApiError, match="ending"):
         api.get(PODS)
+
+
+def test_closing_ends_a_watch_whose_connection_is_being_made(
+    server: MockApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = Api(server.place)
+    connect = http.client.HTTPConnection.connect
+
+    def slowly(connection: http.client.HTTPConnection) -> None:
+        api.close()
+        connect(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", slowly)
+    with pytest.raises(ApiError, match="ending"):
+        watched(api)
 
 
 def test_in_a_cluster_or_not(tmp_path: Path) -> None:
