@@ -21,8 +21,9 @@ from .pins import Pins
 
 _RETRY: Final = 0.005  # seconds
 _LINKS_GONE: Final = 10.0
-# Who only holds a program keeps its number, and runs it nowhere.
-_PROGRAMS_GONE: Final = 1.0
+# Who only holds a program keeps its number, and runs it nowhere: no error, but it cannot be told from a
+# kernel that is slow to detach some forty programs, one after the other.
+_PROGRAMS_GONE: Final = 10.0
 
 
 def remove_all(pins: Pins) -> int:
