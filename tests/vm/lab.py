@@ -104,6 +104,14 @@ def in_tree(name: str) -> Path:
     return plain
 
 
+def laid_out(directory: Path, pattern: str = "*.ko*") -> Path:
+    """The directory, made and filled with the test modules that the pattern names."""
+    directory.mkdir(exist_ok=True)
+    for module in MODULES.glob(pattern):
+        (directory / module.name).write_bytes(module.read_bytes())
+    return directory
+
+
 def insmod(path: Path) -> tuple[int, str]:
     """``insmod``: exit status and what it printed to standard error."""
     done = subprocess.run(["insmod", path], check=False, capture_output=True, text=True)

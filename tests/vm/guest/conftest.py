@@ -50,11 +50,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def work() -> Path:
     """A directory on tmpfs: not the pinned root."""
-    path = Path("/tmp/lab")
-    path.mkdir(exist_ok=True)
-    for module in lab.MODULES.glob("*.ko*"):
-        (path / module.name).write_bytes(module.read_bytes())
-    return path
+    return lab.laid_out(Path("/tmp/lab"))
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,7 @@ if os.uname().nodename != "kmodgate-vm":  # loads modules: nowhere but in the gu
 @pytest.fixture(scope="session")
 def work() -> Path:
     """A directory on tmpfs, not the pinned root; one of the modules lies on the root as well."""
-    path = Path("/tmp/lab")
-    path.mkdir(exist_ok=True)
-    for module in lab.MODULES.glob("kmgtest.*ko"):
-        (path / module.name).write_bytes(module.read_bytes())
+    path = lab.laid_out(Path("/tmp/lab"), "kmgtest.*ko")
     tampered = lab.flip_payload_byte(lab.in_tree("dummy").read_bytes())
     (path / "dummy.tampered.ko").write_bytes(tampered)
     Path("/root/kmgtest.unsigned.ko").write_bytes((path / "kmgtest.unsigned.ko").read_bytes())

@@ -20,8 +20,4 @@ if os.uname().nodename != "kmodgate-vm":  # loads modules: nowhere but in the gu
 @pytest.fixture(scope="session")
 def work() -> Path:
     """A directory on tmpfs: not the pinned root."""
-    path = Path("/tmp/lab")
-    path.mkdir(exist_ok=True)
-    for module in lab.MODULES.glob("*.ko*"):
-        (path / module.name).write_bytes(module.read_bytes())
-    return path
+    return lab.laid_out(Path("/tmp/lab"))

@@ -20,11 +20,7 @@ if os.uname().nodename != "kmodgate-vm":  # loads modules: nowhere but in the gu
 @pytest.fixture(scope="session")
 def work() -> Path:
     """A directory on tmpfs: not the pinned root."""
-    path = Path("/dev/shm/lab")
-    path.mkdir(exist_ok=True)
-    for module in lab.MODULES.glob("kmgtest.*ko*"):
-        (path / module.name).write_bytes(module.read_bytes())
-    return path
+    return lab.laid_out(Path("/dev/shm/lab"), "kmgtest.*ko*")
 
 
 @pytest.fixture(autouse=True)

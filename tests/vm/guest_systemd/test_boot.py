@@ -67,7 +67,6 @@ def test_it_verifies_and_refuses_within_its_confinement(work: Path) -> None:
     assert lab.finit(work / "kmgtest.unsigned.ko").result == REFUSED
     # A file of somebody else's, which only DAC_READ_SEARCH opens.
     private = work / "private.ko"
-    private.write_bytes((work / "kmgtest.operator.ko").read_bytes() if (work / "private").exists() else b"")
     private.write_bytes((work / "kmgtest.operator-skid.ko").read_bytes())
     private.chmod(0o600)
     os.chown(private, 1000, 1000)
