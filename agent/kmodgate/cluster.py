@@ -240,7 +240,7 @@ class Cluster:
         before, self._said = self._said, condition
         told = NodeCondition(condition.good, condition.reason, printable(condition.message, 1000))
         if self._condition:
-            self._notices.set_condition(told)
+            self._notices.set_condition(told, asked_for=self._in_force is not None)
         if self._events and (not told.good or (before is not None and not before.good)):
             reason = "KernelModulePolicyInForce" if told.good else told.reason
             self._notices.tell(

@@ -33,6 +33,7 @@ _BURST: Final = 25
 _PER_SECOND: Final = 1.0
 _SAME_AGAIN: Final = 10.0
 _LONGEST_WAIT: Final = 30.0
+_FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
 _SERVER_ERROR: Final = 500
 _TOO_MANY: Final = 429
@@ -140,6 +141,7 @@ class Notices:
         self._condition: NodeCondition | None = None
         self._condition_said: NodeCondition | None = None
         self._condition_since = ""
+        self._condition_asked_for = True
         self._known: OrderedDict[tuple[str, str, str, str], _Sent] = OrderedDict()
         self._counts: Counter[Outcome] = Counter()
         self._tokens = float(_BURST)
@@ -167,9 +169,16 @@ class Notices:
                 self._counts[Outcome.DROPPED] += 1
             self._wake.notify()
 
-    def set_condition(self, condition: NodeCondition) -> None:
-        """The node's condition is this now. Never waits; only the last one is sent."""
+    def set_condition(self, condition: NodeCondition, *, asked_for: bool = True) -> None:
+        """The node's condition is this now. Never waits; only the last one is sent.
+
+        Args:
+            condition: what the node's owner is told.
+            asked_for: False where no config could be read that would ask for it; a missing right is no
+                fault then, and not warned of.
+        """
         with self._wake:
+            self._condition_asked_for = asked_for
             if condition != self._condition:
                 self._condition = condition
                 self._wake.notify()
@@ -312,7 +321,10 @@ class Notices:
         self._condition_said = condition
 
     def _failed(self, error: ApiError, condition: NodeCondition | None, pending: _Pending | None) -> None:
-        if str(error) != self._said:
+        optional = condition is not None and not self._condition_asked_for and error.status == _FORBIDDEN
+        if optional:
+            log.info("the node condition %s is off (kubernetes.nodeCondition), and not set", CONDITION)
+        elif str(error) != self._said:
             log.warning("not told to the cluster: %s", error)
             self._said = str(error)
         status = error.status

@@ -199,6 +199,25 @@ def test_the_condition_is_sent_when_it_changes(
     ]
 
 
+@pytest.mark.parametrize("asked_for", [True, False])
+def test_a_missing_right_to_the_condition_is_a_fault_only_where_it_was_asked_for(
+    asked_for: bool,
+    server: MockApiServer,
+    notices: Notices,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    server.faults["PATCH"] = [lambda handler: handler.send_status(403, "forbidden")]
+    notices.start()
+    notices.set_condition(NodeCondition(good=False, reason="ConfigRefused", message="x"), asked_for=asked_for)
+    eventually(lambda: caplog.records)
+    (record,) = caplog.records
+    assert (record.levelname, "nodeCondition" in record.message) == (
+        ("WARNING", False) if asked_for else ("INFO", True)
+    )
+
+
 def test_long_messages_are_cut_where_a_character_ends(
     server: MockApiServer, notices: Notices, eventually: Eventually
 ) -> None:
