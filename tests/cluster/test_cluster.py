@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import statistics
 import time
 import urllib.error
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,8 @@ EKEYREJECTED = 129
 UNSIGNED, SIGNED = "kmgtest.unsigned.ko", "kmgtest.operator.ko"
 # The loader's own module: the prober has the other.
 POD_UNSIGNED, POD_SIGNED = "vpoll.unsigned.ko", "vpoll.operator.ko"
+# There and back. One emulated change may take a second or four, as the host pleases: the median counts.
+FLIPS = 4
 
 
 def ready(pod: lab.Json) -> bool:
@@ -145,27 +149,49 @@ def test_a_pod_that_may_load_modules_is_refused_an_unsigned_one(cluster: Lab) ->
     cluster.node.run("rmmod", "vpoll")
 
 
+def changed(cluster: Lab, config: str, mode: str, result: str) -> tuple[float, float, float]:
+    """Flip the mode by ``helm upgrade``.
+
+    Returns:
+        seconds from Helm's start to the kubelet's file, from that to the agent's line in its log, and from
+        the file to the first load with the new outcome; loads are asked for all the time.
+    """
+    cluster.node.ask(probe=True)
+    deployed = cluster.deploy(mode=mode)
+    cluster.sync()
+    eventually(mode, partial(outcome_is, cluster, result))
+    span = cluster.node.ask()["runs"][-1]
+    cluster.node.ask(probe=False)
+    written = float(cluster.node.run("stat", "-c", "%.9Y", config))
+    offset, _ = cluster.node.clock()
+    name = cluster.agent()["metadata"]["name"]
+    lines = cluster.kubectl("logs", "-n", NAMESPACE, "--timestamps", "--tail=400", name).splitlines()
+    (told,) = [line for line in lines if "config reloaded" in line][-1:]
+    at = datetime.fromisoformat(told.split()[0]).timestamp()
+    assert f"mode {mode}" in told
+    return written + offset - deployed, at - written, span["first"] - written
+
+
 def test_a_policy_takes_effect_without_a_restart(cluster: Lab) -> None:
     pid, pod = cluster.pid(), cluster.agent()["metadata"]["uid"]
     config = f"/var/lib/kubelet/pods/{pod}/volumes/kubernetes.io~configmap/config/..data"
     took = []
-    for mode, result in (("audit", "ok"), ("enforce", "EKEYREJECTED")):
-        cluster.node.ask(probe=True)
-        deployed = cluster.deploy(mode=mode)
-        cluster.sync()
-        eventually(mode, partial(outcome_is, cluster, result))
-        span = cluster.node.ask()["runs"][-1]
-        cluster.node.ask(probe=False)
-        written = float(cluster.node.run("stat", "-c", "%.9Y", config))
-        offset, _ = cluster.node.clock()
-        took.append(span["first"] - written)
+    for mode, result in (("audit", "ok"), ("enforce", "EKEYREJECTED")) * FLIPS:
+        to_file, to_log, to_effect = changed(cluster, config, mode, result)
+        took.append(to_effect)
         cluster.record(
-            f"policy changed to {mode}",
-            f"helm upgrade to the kubelet's file {written + offset - deployed:.1f} s; "
-            f"file to effect {took[-1]:.2f} s",
+            f"policy changed to {mode} ({len(took)})",
+            f"helm upgrade to the kubelet's file {to_file:.1f} s; file to the agent's word {to_log:.2f} s; "
+            f"file to effect {to_effect:.2f} s",
         )
     assert (cluster.pid(), cluster.agent()["metadata"]["uid"]) == (pid, pod)
-    assert all(0 < seconds <= 2.0 for seconds in took), took
+    median = statistics.median(took)
+    cluster.record(
+        "config change to effect",
+        f"median of {len(took)} {median:.2f} s, from {min(took):.2f} to {max(took):.2f} s",
+    )
+    assert min(took) > 0
+    assert median <= 2.0, took
 
 
 def test_what_the_agent_may_not_do_is_refused(cluster: Lab) -> None:
