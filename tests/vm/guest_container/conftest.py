@@ -47,9 +47,23 @@ class Runtime:
     count: int = field(default=0)
 
     def spec(
-        self, values: str, *, init: bool = False, without: str | None = None, bpf_by_capability: bool = True
+        self,
+        values: str,
+        *,
+        init: bool = False,
+        without: str | None = None,
+        bpf_by_capability: bool = True,
+        localhost: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The runtime spec of the agent, or of the pod's init container."""
+        """The runtime spec of the agent, or of the pod's init container.
+
+        Args:
+            values: which rendered pod.
+            init: its init container.
+            without: a capability that is taken away.
+            bpf_by_capability: whether the runtime's default profile knows CAP_BPF.
+            localhost: a profile of the kubelet's, which a runtime applies as it stands, in place of that one.
+        """
         pod = self.pods[values]
         (container,) = pod["initContainers" if init else "containers"]
         given = [f"CAP_{name}" for name in container["securityContext"]["capabilities"]["add"]]
@@ -69,7 +83,7 @@ class Runtime:
             container,
             self.image,
             volumes={"config": str(self.config)},
-            seccomp=ocibundle.seccomp_of(profile, given, platform.machine()),
+            seccomp=localhost or ocibundle.seccomp_of(profile, given, platform.machine()),
             without=without,
         )
 

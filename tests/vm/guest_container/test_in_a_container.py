@@ -13,6 +13,7 @@ from tests.vm import lab
 from tests.vm.guest_container.conftest import Runtime, lay
 
 READY = 240.0
+PROFILE = Path(__file__).parents[3] / "docs/examples/seccomp.json"
 
 
 def ready() -> bool:
@@ -136,3 +137,14 @@ def test_a_runtime_that_knows_no_cap_bpf_is_told_at_start(runtime: Runtime) -> N
         assert agent.process is not None
         assert agent.process.wait(READY) == 3, agent.log()
         assert "Traceback" not in agent.log()
+
+
+def test_with_the_profile_of_the_documentation_it_starts_there(runtime: Runtime, work: Path) -> None:
+    """docs/examples/seccomp.json is for such runtimes, and is narrower than theirs."""
+    profile = json.loads(PROFILE.read_text())
+    with runtime.started(runtime.spec("agent", localhost=profile), "own-profile") as agent:
+        start(agent)
+        assert lab.finit(work / "kmgtest.unsigned.ko").result == "EKEYREJECTED"
+        assert lab.finit(work / "kmgtest.operator.ko").ok
+        (pid,) = pids("kmodgate")
+        assert "Seccomp:\t2" in Path(f"/proc/{pid}/status").read_text()
