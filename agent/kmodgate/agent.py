@@ -234,7 +234,7 @@ class Agent:
         self._timings.parts |= backend.timings
         with self._timings.timed("hardening"):
             repin = backend.pin_links if backend.pinned else None
-            self._hardening.start(config, facts, backend.program_fds(), repin)
+            self._hardening.start(config, facts, backend, repin)
         with self._timings.timed("probe"):
             self._probe(backend)
         if self._readiness.problem is not None:

@@ -187,7 +187,6 @@ def test_a_bad_descriptor_registers_nobody(guard: Loaded, fd: int) -> None:
 
 def test_numbers_and_names_of_a_program(guard: Loaded) -> None:
     number, maps = bpfcall.program_numbers(guard.program.fd)
-    assert bpfcall.program_name(guard.program.fd) == "kmg_guard_register"[:15]
     assert len(maps) >= 1
     again = bpfcall.program_by_id(number)
     assert bpfcall.program_numbers(again) == (number, maps)

@@ -69,9 +69,15 @@ def pods(certs: Path) -> dict[str, Any]:
     (config,) = [item["data"] for item in agent if "config.yaml" in item.get("data", {})]
     (hard,) = [item["data"] for item in hardened if "config.yaml" in item.get("data", {})]
     detach = objects(helm.render(CHART / "ci/detach-values.yaml"))
+    hardened_detach = objects(helm.render(CHART / "ci/detach-values.yaml", sets=["hardened=true"]))
     spec = {
         name: only(found, "DaemonSet")["spec"]["template"]["spec"]
-        for name, found in (("agent", agent), ("hardened", hardened), ("detach", detach))
+        for name, found in (
+            ("agent", agent),
+            ("hardened", hardened),
+            ("detach", detach),
+            ("hardened-detach", hardened_detach),
+        )
     }
     return {"pods": spec, "files": config, "hardened": hard}
 
@@ -98,7 +104,7 @@ def test_everything_in_a_container_passed(tmp_path: Path) -> None:
     chosen = ["-k", ONLY] if ONLY else []
     try:
         status = run(
-            [*INSIDE, "-x", "--durations", "5", *chosen, GUEST],
+            [*INSIDE, "--durations", "5", *chosen, GUEST],
             suite=SUITE,
             share=tmp_path,
             memory=2048,

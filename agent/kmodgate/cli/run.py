@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -19,6 +21,25 @@ def _seconds_since_start() -> float:
 
     stat = read_task_stat(Path("/proc/self"))
     return 0.0 if stat is None else time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start / TICKS
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What this process may not do is said with the capabilities that it lacks. The exit code is 3 then."""
+    from kmodgate.errors import HookError, NodeError
+    from kmodgate.fsutil import FileReadError
+    from kmodgate.node import NodePaths
+    from kmodgate.node.process import read_process
+
+    try:
+        yield
+    except (HookError, NodeError, FileReadError) as error:
+        lacking = read_process(NodePaths()).lacking()
+        if not lacking or (isinstance(error, FileReadError) and error.errno_name not in {"EACCES", "EPERM"}):
+            raise
+        raise NodeError(
+            f"{error}. This process lacks {', '.join(lacking)}, which the agent needs: docs/operations.md"
+        ) from error
 
 
 @click.command(
@@ -50,7 +71,7 @@ def _seconds_since_start() -> float:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["auto", "bpf-lsm", "bpf-fmod-ret", "bpf-lsm-basic", "tracefs"]),
+    type=click.Choice(["auto", "bpf-lsm", "bpf-fmod-ret", "bpf-lsm-basic", "bcc", "tracefs"]),
     help="Override the backend of the config. auto: the best one that this kernel offers.",
 )
 @click.option(
@@ -108,7 +129,7 @@ def command(  # noqa: PLR0917  # one parameter for each option
     flag = None if enforce is None else Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE
     handler = configure(sys.stderr, form=Form(log_format))
     try:
-        Agent(
+        agent = Agent(
             config_path,
             events=sys.stdout,
             flag=flag,
@@ -117,6 +138,8 @@ def command(  # noqa: PLR0917  # one parameter for each option
             log_all=log_all,
             started=_seconds_since_start(),
             paths=NodePaths.below(root),
-        ).run()
+        )
+        with _explained():
+            agent.run()
     finally:
         handler.close()

@@ -14,13 +14,6 @@ from .ladder import MEMCG_ACCOUNTING
 from .line import Check, Findings, judged, ok, problem, unknown, warning
 from .seen import Purpose, Seen
 
-# The work of docs/operations.md's table of capabilities, for `kmodgate run`.
-_NEEDED: Final = (
-    Capability.CAP_BPF,
-    Capability.CAP_PERFMON,
-    Capability.CAP_SYS_MODULE,
-    Capability.CAP_SYS_PTRACE,
-)
 _PROTECTION: Final = {
     RootProtection.VERITY: "checked by dm-verity",
     RootProtection.READ_ONLY_DEVICE: "on a read-only device",
@@ -131,7 +124,7 @@ def _capabilities(seen: Seen) -> Check:
     own = seen.process
     if own is None or own.capabilities is None:
         return unknown(code, subject, "/proc/self/status does not tell")
-    missing = [str(item.name) for item in _NEEDED if not own.may(item)]
+    missing = own.lacking()
     if missing:
         return unknown(
             code,

@@ -358,6 +358,10 @@ class BccBackend(BpfBackend):
         """Descriptors of all programs, for whoever protects them."""
         return list(self._loaded.fds.values())
 
+    def link_fds(self) -> list[int]:
+        """None: what ends its attachments is the end of a perf event."""
+        return []
+
     def misses(self) -> int:
         """The kernel does not count what it skips of a perf event's programs."""
         return 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +18,6 @@ from kmodgate.errors import HookError
 _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280}
 _ATTR_BYTES: Final = 128
 _MAX_MAPS: Final = 64  # of one program
-_MAX_PROGRAMS: Final = 64  # of one kind on one cgroup
 _MAX_VALUE: Final = 4096
 
 # enum bpf_cmd, include/uapi/linux/bpf.h
@@ -31,9 +29,7 @@ _PROG_DETACH: Final = 9
 _PROG_TEST_RUN: Final = 10
 _PROG_FD_BY_ID: Final = 13
 _OBJ_INFO: Final = 15
-_PROG_QUERY: Final = 16
 _LINK_FD_BY_ID: Final = 30
-_LINK_NEXT_ID: Final = 31
 
 CGROUP_SYSCTL: Final = 18  # enum bpf_attach_type
 _ALLOW_MULTI: Final = 2  # BPF_F_ALLOW_MULTI: programs of others stay, and so do ours
@@ -58,7 +54,6 @@ class _ProgInfo(ctypes.Structure):
         ("created_by_uid", ctypes.c_uint32),
         ("nr_map_ids", ctypes.c_uint32),
         ("map_ids", ctypes.c_uint64),
-        ("name", ctypes.c_char * 16),
     )
 
 
@@ -132,38 +127,6 @@ def link_numbers(handle: int) -> tuple[int, int]:
     return info.id, info.prog_id
 
 
-def program_name(handle: int) -> str:
-    """Its name, cut to 15 characters by the kernel."""
-    info = _ProgInfo()
-    _info(handle, info)
-    return bytes(info.name).decode("ascii", "backslashreplace")
-
-
-def links() -> Iterator[tuple[int, int]]:
-    """Number of every link of this kernel, and that of its program."""
-    at = 0
-    while True:
-        attributes = ctypes.create_string_buffer(_words(at), _ATTR_BYTES)
-        try:
-            _call("list of links", _LINK_NEXT_ID, attributes)
-        except BpfCallError as error:
-            if error.number == errno.ENOENT:
-                return
-            raise
-        at = int.from_bytes(attributes.raw[4:8], "little")
-        try:
-            handle = link_by_id(at)
-        except BpfCallError as error:
-            if error.number in {errno.ENOENT, errno.EPERM}:
-                continue  # it went away, or belongs to somebody else's guard
-            raise
-        try:
-            _, program = link_numbers(handle)
-        finally:
-            os.close(handle)
-        yield at, program
-
-
 def run(handle: int, context: ctypes.Structure) -> int:
     """Run a ``syscall`` program once in this thread; its return value."""
     attributes = ctypes.create_string_buffer(
@@ -185,18 +148,6 @@ def attach_to_cgroup(cgroup: int, program: int, kind: int) -> None:
 def detach_from_cgroup(cgroup: int, program: int, kind: int) -> None:
     """Detach one program."""
     _call("detach from the root cgroup", _PROG_DETACH, _words(cgroup, program, kind))
-
-
-def on_cgroup(cgroup: int, kind: int) -> tuple[int, ...]:
-    """Numbers of the programs of one kind that are attached to a cgroup itself."""
-    numbers = (ctypes.c_uint32 * _MAX_PROGRAMS)()
-    attributes = ctypes.create_string_buffer(
-        _words(cgroup, kind, 0, 0) + ctypes.addressof(numbers).to_bytes(8, "little") + _words(_MAX_PROGRAMS),
-        _ATTR_BYTES,
-    )
-    _call("programs of the root cgroup", _PROG_QUERY, attributes)
-    count = int.from_bytes(attributes.raw[24:28], "little")
-    return tuple(numbers[: min(count, _MAX_PROGRAMS)])
 
 
 def first_value(handle: int) -> bytes:

@@ -126,6 +126,10 @@ class Generations:
             link.program_fd for link in self._links.values() if isinstance(link, libbpf.PinnedLink)
         ]
 
+    def link_fds(self) -> list[int]:
+        """Descriptors of all attachments, for whoever protects them. They stay this object's."""
+        return [link.fd for link in self._links.values()]
+
     def misses(self) -> int:
         """How often the kernel's recursion guard skipped one of the programs."""
         ours = sum(link.recursion_misses() for link in self._links.values())

@@ -6,10 +6,12 @@ Each agent brings a guard of its own and pins it, below a directory given to it:
     DIRECTORY/guard/7/PROGRAM    links of guard 7
     DIRECTORY/guard/7/register   how the next agent registers
     DIRECTORY/guard/7/control    what the next agent takes over
+    DIRECTORY/guard/7/sysctl     the program on the root cgroup
 
 The next agent registers with the guard that it finds, attaches its own, and removes the old
-one: at no moment is there none. The program on the root cgroup needs no pin: it stays until
-somebody detaches it, which takes a descriptor that the guard refuses.
+one: at no moment is there none. The program on the root cgroup stays until somebody detaches it,
+which takes a descriptor that the guard refuses; it is pinned for the next agent, to whom the
+kernel does not give a program by its number alone (CAP_SYS_ADMIN).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Final, Self
 
 from kmodgate.errors import HookError
 from kmodgate.node import NodePaths
+from kmodgate.node.process import Capability, read_process
 
 from . import abi, bpfcall, guardabi, libbpf
 from .guardabi import ObjectKind, Switch
@@ -36,9 +39,9 @@ from .guardplace import need_bpffs, root_cgroup, what_works
 OBJECT_NAME: Final = "guard.bpf.o"
 REGISTER: Final = "register"
 CONTROL: Final = "control"
+SYSCTL: Final = "sysctl"
 _SYSCTL: Final = "kmg_guard_sysctl"
 _REGISTER_PROGRAM: Final = "kmg_guard_register"
-_NAME_SHOWN: Final = 15  # what the kernel keeps of a program's name
 _RETRY: Final = 0.1  # seconds
 _FTRACE: Final = "sys/kernel/ftrace_enabled"
 
@@ -71,7 +74,7 @@ class Guard:
         self._paths = paths or NodePaths()
         self._data = data
         self._object: libbpf.Object | None = None
-        self._links: dict[str, tuple[libbpf.Link, int]] = {}
+        self._links: dict[str, libbpf.Link] = {}
         self._memory: list[mmap.mmap] = []
         self._number = 0
         self._sysctl = False
@@ -149,26 +152,32 @@ class Guard:
 
     # --- start ----------------------------------------------------------------------------
 
-    def attach(self, programs: Iterable[int]) -> None:
+    def attach(self, programs: Iterable[int], links: Iterable[int]) -> None:
         """Load, register, attach, pin, and take the earlier guards away.
 
         Args:
-            programs: descriptors of the programs to protect; their maps and links follow from them.
+            programs: descriptors of the programs to protect; their maps follow from them.
+            links: descriptors of their attachments.
 
         Raises:
             HookError: something cannot be guarded here. Nothing is left behind, and an
                 earlier guard stays.
         """
+        if read_process(NodePaths()).may(Capability.CAP_NET_ADMIN) is False:
+            raise HookError(
+                "hardened: the program that guards kernel.ftrace_enabled needs CAP_NET_ADMIN, which this "
+                "process lacks (the chart grants it with hardened: true)"
+            )
         former = self._numbers()
         self._number = max(former, default=0) + 1
         try:
             with root_cgroup(self._paths) as cgroup:
                 self._load()
                 self._pin_directory()
-                self._protect(programs)
+                self._protect(programs, links)
                 self._attach_all(cgroup)
-                self._detach_sysctl(cgroup, keep=self._program_id(_SYSCTL))
                 for number in former:
+                    self._detach_sysctl(cgroup, number)
                     self._unpin(number)
         except OSError as error:
             self.remove()
@@ -216,44 +225,34 @@ class Guard:
                 + ("; this process is being traced" if result == -errno.EPERM else "")
             )
 
-    def _program_id(self, name: str) -> int:
-        assert self._object is not None  # noqa: S101  # attach loads first
-        return bpfcall.program_numbers(self._object.programs[name].fd)[0]
-
-    def _protect(self, programs: Iterable[int]) -> None:
+    def _protect(self, programs: Iterable[int], links: Iterable[int]) -> None:
         """Note the numbers of programs, of their maps, and of their links."""
         assert self._object is not None  # noqa: S101  # attach loads first
-        register = self._program_id(_REGISTER_PROGRAM)
+        register, _ = bpfcall.program_numbers(self._object.programs[_REGISTER_PROGRAM].fd)
         own = (program.fd for program in self._object.programs.values())
-        numbers: set[int] = set()
         for handle in (*programs, *own):
             number, maps = bpfcall.program_numbers(handle)
-            numbers.add(number)
             kind = ObjectKind.REGISTER if number == register else ObjectKind.PROGRAM
             self._note(kind, number)
             for one in maps:
                 self._note(ObjectKind.MAP, one)
-        self._note_links(numbers)
+        for handle in links:
+            self._note_link(handle)
 
     def _note(self, kind: ObjectKind, number: int) -> None:
         assert self._object is not None  # noqa: S101  # attach loads first
         key = (kind << 32 | number).to_bytes(8, "little")
         self._object.map("guard_objects").update(key, (1).to_bytes(4, "little"))
 
-    def _note_links(self, programs: set[int]) -> dict[int, int]:
-        """Protect the links of these programs; their numbers by that of the program."""
-        found = {program: link for link, program in bpfcall.links() if program in programs}
-        for link in found.values():
-            self._note(ObjectKind.LINK, link)
-        return found
+    def _note_link(self, handle: int) -> None:
+        self._note(ObjectKind.LINK, bpfcall.link_numbers(handle)[0])
 
     def _attach_all(self, cgroup: int) -> None:
         assert self._object is not None  # noqa: S101  # attach loads first
         for name, program in self._object.programs.items():
             if program.section.startswith("lsm/"):
-                self._links[name] = (program.attach(), self._program_id(name))
-        links = self._note_links({number for _, number in self._links.values()})
-        self._numbers_of_links = {name: links[number] for name, (_, number) in self._links.items()}
+                self._links[name] = program.attach()
+                self._note_link(self._links[name].fd)
         self.pin_missing()
         bpfcall.attach_to_cgroup(cgroup, self._object.programs[_SYSCTL].fd, bpfcall.CGROUP_SYSCTL)
         self._sysctl = True
@@ -266,7 +265,7 @@ class Guard:
         home = self._home / str(self._number)
         # The way in for the next agent comes first, and goes last: whenever this process is
         # killed, no guard stays in force with which nobody can register.
-        wanted = [REGISTER, CONTROL, *self._links]
+        wanted = [REGISTER, CONTROL, SYSCTL, *self._links]
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             present = {path.name for path in home.iterdir()}
@@ -278,12 +277,10 @@ class Guard:
                 bpfcall.pin(self._object.programs[_REGISTER_PROGRAM].fd, home / name)
             elif name == CONTROL:
                 bpfcall.pin(self._object.map("guard_control").fd, home / name)
+            elif name == SYSCTL:
+                bpfcall.pin(self._object.programs[_SYSCTL].fd, home / name)
             else:
-                handle = bpfcall.link_by_id(self._numbers_of_links[name])
-                try:
-                    bpfcall.pin(handle, home / name)
-                finally:
-                    os.close(handle)
+                self._links[name].pin(home / name)
         return missing
 
     def denied(self) -> dict[Switch, Denial]:
@@ -323,8 +320,10 @@ class Guard:
     def remove(self) -> None:
         """Detach, and take this guard's pins away."""
         if self._sysctl:
+            assert self._object is not None  # noqa: S101  # attached from it
             with root_cgroup(self._paths) as cgroup:
-                self._detach_sysctl(cgroup, keep=None)
+                fd = self._object.programs[_SYSCTL].fd
+                bpfcall.detach_from_cgroup(cgroup, fd, bpfcall.CGROUP_SYSCTL)
             self._sysctl = False
         self._unpin(self._number)
         with contextlib.suppress(OSError):
@@ -335,9 +334,9 @@ class Guard:
         """Take away every guard that is there; only for who is registered with them. How many?"""
         numbers = self._numbers()
         with root_cgroup(self._paths) as cgroup:
-            self._detach_sysctl(cgroup, keep=None)
-        for number in numbers:
-            self._unpin(number)
+            for number in numbers:
+                self._detach_sysctl(cgroup, number)
+                self._unpin(number)
         with contextlib.suppress(OSError):
             self._home.rmdir()
         return len(numbers)
@@ -355,21 +354,25 @@ class Guard:
         except OSError as error:
             raise HookError(f"{error.filename or home}: {error.strerror}") from error
 
-    def _detach_sysctl(self, cgroup: int, keep: int | None) -> None:
-        """Detach the guards' programs from the root cgroup, those of earlier agents too."""
-        for number in bpfcall.on_cgroup(cgroup, bpfcall.CGROUP_SYSCTL):
-            if number == keep:
-                continue
-            handle = bpfcall.program_by_id(number)
-            try:
-                if bpfcall.program_name(handle) == _SYSCTL[:_NAME_SHOWN]:
-                    bpfcall.detach_from_cgroup(cgroup, handle, bpfcall.CGROUP_SYSCTL)
-            finally:
-                os.close(handle)
+    def _detach_sysctl(self, cgroup: int, number: int) -> None:
+        """Detach an earlier guard's program from the root cgroup."""
+        try:
+            handle = bpfcall.pinned(self._home / str(number) / SYSCTL)
+        except bpfcall.BpfCallError as error:
+            if error.number == errno.ENOENT:  # its agent was killed before it was pinned, or attached
+                return
+            raise
+        try:
+            bpfcall.detach_from_cgroup(cgroup, handle, bpfcall.CGROUP_SYSCTL)
+        except bpfcall.BpfCallError as error:
+            if error.number != errno.ENOENT:  # somebody has detached it
+                raise
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
         """Let go of everything; what is pinned stays in force. Safe to call twice."""
-        for link, _ in self._links.values():
+        for link in self._links.values():
             link.close()
         self._links = {}
         if self._object is not None:

@@ -162,6 +162,11 @@ class Link:
         self._pointer: int | None = pointer
         self._program = program
 
+    @property
+    def fd(self) -> int:
+        """File descriptor of the attachment; it stays this object's."""
+        return library.integer("link", library.lib.bpf_link__fd(self._pointer))
+
     def recursion_misses(self) -> int:
         """How often the kernel skipped the program."""
         return self._program.recursion_misses()
@@ -171,7 +176,7 @@ class Link:
 
         Not by ``bpf_link__pin``: it refuses to pin again what somebody has unpinned.
         """
-        _pin(library.integer(f"pin {path}", library.lib.bpf_link__fd(self._pointer)), path)
+        _pin(self.fd, path)
 
     def pin_program(self, path: Path) -> None:
         """Pin what is attached, so that a later process can look at it (``PinnedLink``)."""
@@ -188,6 +193,7 @@ class PinnedLink:
     """An attachment that an earlier process has pinned.
 
     Attributes:
+        fd: descriptor of the attachment.
         program_fd: descriptor of the program behind it, closed with it.
     """
 
@@ -203,14 +209,14 @@ class PinnedLink:
             HookError: one cannot be opened.
         """
         self._name = path.name
-        self._fd = _pinned(path)
+        self.fd = _pinned(path)
         link = LinkInfo()
-        info(self._fd, link, self._name)
+        info(self.fd, link, self._name)
         self.program_fd: Final = _pinned(program) if program.exists() else _numbered(link.prog_id, program)
 
     def pin(self, path: Path) -> None:
         """Pin it once more."""
-        _pin(self._fd, path)
+        _pin(self.fd, path)
 
     def pin_program(self, path: Path) -> None:
         """Pin the program behind it once more."""
@@ -222,10 +228,10 @@ class PinnedLink:
 
     def close(self) -> None:
         """Let go of it; it stays while it is pinned."""
-        if self._fd >= 0:
+        if self.fd >= 0:
             os.close(self.program_fd)
-            os.close(self._fd)
-            self._fd = -1
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Object:

@@ -163,6 +163,10 @@ class TracefsBackend(KernelCounts, LateAnswers):
         """There are no programs."""
         return []
 
+    def link_fds(self) -> list[int]:
+        """And no attachments."""
+        return []
+
     def misses(self) -> int:
         """There are no programs that could be skipped."""
         return 0

@@ -8,9 +8,11 @@ Sources: proc_pid_status(5), proc_pid_limits(5), ``include/uapi/linux/capability
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Final
 
 from .paths import NodePaths, read_text
 
@@ -23,11 +25,21 @@ class Capability(IntEnum):
     """The capabilities that kmodgate can need, by their bit."""
 
     CAP_DAC_READ_SEARCH = 2
+    CAP_NET_ADMIN = 12
     CAP_SYS_MODULE = 16
     CAP_SYS_PTRACE = 19
     CAP_SYS_ADMIN = 21
     CAP_PERFMON = 38
     CAP_BPF = 39
+
+
+NEEDED: Final = (
+    Capability.CAP_BPF,
+    Capability.CAP_PERFMON,
+    Capability.CAP_SYS_MODULE,
+    Capability.CAP_SYS_PTRACE,
+)
+"""Without one of these `kmodgate run` does not start: docs/operations.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,10 @@ class ProcessFacts:
         if capability in {Capability.CAP_BPF, Capability.CAP_PERFMON}:
             return capability in self.capabilities or Capability.CAP_SYS_ADMIN in self.capabilities
         return capability in self.capabilities
+
+    def lacking(self, needed: Iterable[Capability] = NEEDED) -> list[str]:
+        """The names of those that it certainly does not have."""
+        return [capability.name for capability in needed if self.may(capability) is False]
 
 
 def parse_capabilities(status: str) -> frozenset[Capability] | None:

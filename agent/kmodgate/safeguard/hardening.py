@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from kmodgate.config import NodeConfig
 from kmodgate.errors import HookError
@@ -35,6 +35,16 @@ _SWITCHES: Final = {
     Switch.OBJECTS: GuardedSwitch.BPF,
     Switch.PTRACE: GuardedSwitch.PTRACE,
 }
+
+
+class Protected(Protocol):
+    """Whose programs and attachments the guard protects: a rung's backend."""
+
+    def program_fds(self) -> Iterable[int]:
+        """Descriptors of its programs."""
+
+    def link_fds(self) -> Iterable[int]:
+        """Descriptors of their attachments."""
 
 
 class Hardening:
@@ -78,7 +88,7 @@ class Hardening:
         self,
         config: NodeConfig,
         facts: NodeFacts,
-        programs: Iterable[int],
+        programs: Protected,
         repin: Callable[[], Sequence[str]] | None = None,
     ) -> None:
         """Begin to watch, and harden the node if the config says so.
@@ -86,7 +96,7 @@ class Hardening:
         Args:
             config: what it says of hardening holds until the agent ends.
             facts: of this node.
-            programs: descriptors of the programs to protect.
+            programs: what is to be protected.
             repin: pins anew what is missing of the programs' own pins, and names it; None
                 when they have none.
 
@@ -112,9 +122,9 @@ class Hardening:
             paths=self._paths,
         )
 
-    def _harden(self, programs: Iterable[int], token: bytes | None) -> None:
+    def _harden(self, programs: Protected, token: bytes | None) -> None:
         start = time.perf_counter()
-        self._guard.attach(programs)
+        self._guard.attach(programs.program_fds(), programs.link_fds())
         try:
             self._try_it()
             self._own = {switch: denial.count for switch, denial in self._guard.denied().items()}

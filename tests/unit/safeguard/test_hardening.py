@@ -28,6 +28,16 @@ HASH = hashlib.sha256(TOKEN).digest()
 HARDENED = replace(NodeConfig(), hardened=True, hardened_token=HASH)
 
 
+class FakeBackend:
+    """What is protected."""
+
+    def program_fds(self) -> list[int]:
+        return [3, 4]
+
+    def link_fds(self) -> list[int]:
+        return [5]
+
+
 class FakeGuard:
     """What ``Guard`` does, noted."""
 
@@ -44,8 +54,8 @@ class FakeGuard:
         self.done.append("register")
         return self.former
 
-    def attach(self, programs: list[int]) -> None:
-        self.done.append(f"attach {programs}")
+    def attach(self, programs: list[int], links: list[int]) -> None:
+        self.done.append(f"attach {programs} {links}")
 
     def denies_others(self) -> str | None:
         self.counts[Switch.FTRACE] += 1
@@ -89,7 +99,7 @@ class Case:
 
     def start(self, config: NodeConfig = HARDENED) -> None:
         self.hardening.register()
-        self.hardening.start(config, self.facts, [3, 4])
+        self.hardening.start(config, self.facts, FakeBackend())
 
     def sample(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -121,7 +131,7 @@ def test_an_earlier_guard_goes_when_the_config_no_longer_asks_for_one(
 
 def test_it_is_attached_tried_and_said(case: Case) -> None:
     case.start()
-    assert case.guard.done == ["register", "attach [3, 4]"]
+    assert case.guard.done == ["register", "attach [3, 4] [5]"]
     assert case.sample("kmodgate_hardened") == 1
     # Its own trial does not count.
     assert all(
@@ -213,7 +223,7 @@ def test_pins_of_the_programs_are_watched_hardened_or_not(
     case: Case, caplog: pytest.LogCaptureFixture, config: NodeConfig
 ) -> None:
     case.hardening.register()
-    case.hardening.start(config, case.facts, [3, 4], lambda: ["kmg_locked_down"])
+    case.hardening.start(config, case.facts, FakeBackend(), lambda: ["kmg_locked_down"])
     case.guard.missing = ["control"]
     case.hardening.look(enforce=True)
     assert case.sample("kmodgate_off_switch_events_total", switch="pins") == 1

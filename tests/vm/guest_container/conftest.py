@@ -130,6 +130,7 @@ class Runtime:
 @pytest.fixture(scope="session")
 def runtime() -> Runtime:
     (ROOT / "rootfs").mkdir(parents=True)
+    subprocess.run(["modprobe", "loop"], check=True)
     subprocess.run(["mount", "-o", "loop,ro", SHARE / "rootfs.ext4", ROOT / "rootfs"], check=True)
     given = json.loads((SHARE / "pods.json").read_text())
     # As the kubelet lays a ConfigMap: files through ..data.

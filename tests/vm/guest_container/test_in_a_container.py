@@ -120,15 +120,30 @@ def test_a_file_that_root_does_not_own(runtime: Runtime, work: Path, without: st
 def test_hardened_needs_one_more(runtime: Runtime) -> None:
     given = json.loads(Path("/share/pods.json").read_text())
     lay(runtime.config, given["hardened"], "hardened")
-    with runtime.started(runtime.spec("hardened"), "hardened") as agent:
-        start(agent)
-        assert "kmodgate_hardened 1" in lab.get("/metrics")[1]
-        done = subprocess.run(
-            ["sysctl", "-w", "kernel.ftrace_enabled=0"], check=False, capture_output=True, text=True
-        )
-        assert Path("/proc/sys/kernel/ftrace_enabled").read_text().strip() == "1"
-        assert done.returncode != 0, done.stdout
-    lay(runtime.config, given["files"], "usual")
+    try:
+        spec = runtime.spec("hardened", without="NET_ADMIN")
+        with runtime.started(spec, "without-NET_ADMIN") as agent:
+            assert agent.process is not None
+            assert agent.process.wait(READY) == 3, agent.log()
+            assert "CAP_NET_ADMIN" in agent.log()
+        for turn in ("first", "again"):  # the second one takes over from the first one's guard
+            with runtime.started(runtime.spec("hardened"), f"hardened-{turn}") as agent:
+                start(agent)
+                assert "kmodgate_hardened 1" in lab.get("/metrics")[1]
+                done = subprocess.run(
+                    ["sysctl", "-w", "kernel.ftrace_enabled=0"], check=False, capture_output=True, text=True
+                )
+                assert Path("/proc/sys/kernel/ftrace_enabled").read_text().strip() == "1"
+                assert done.returncode != 0, done.stdout
+                runtime.signal(runtime.last(), "KILL")
+                assert agent.process is not None
+                agent.process.wait(60)
+        with runtime.started(runtime.spec("hardened-detach", init=True), "hardened-detach") as leaving:
+            assert leaving.process is not None
+            assert leaving.process.wait(READY) == 0, leaving.log()
+        assert Path("/proc/sys/kernel/ftrace_enabled").write_text("1") == 1
+    finally:
+        lay(runtime.config, given["files"], "usual")
 
 
 def test_a_runtime_that_knows_no_cap_bpf_is_told_at_start(runtime: Runtime) -> None:
