@@ -33,12 +33,13 @@ def _explained() -> Iterator[None]:
 
     try:
         yield
-    except (HookError, NodeError, FileReadError) as error:
+    except (HookError, NodeError, FileReadError, PermissionError) as error:
         lacking = read_process(NodePaths()).lacking()
         if not lacking or (isinstance(error, FileReadError) and error.errno_name not in {"EACCES", "EPERM"}):
             raise
+        said = f"{error.filename}: permission denied" if isinstance(error, PermissionError) else error
         raise NodeError(
-            f"{error}. This process lacks {', '.join(lacking)}, which the agent needs: docs/operations.md"
+            f"{said}. This process lacks {', '.join(lacking)}, which the agent needs: docs/operations.md"
         ) from error
 
 
