@@ -78,7 +78,13 @@ static __always_inline bool kmg_agent_lives(struct kmg_guard_control *c)
 
 	if (!leader || BPF_CORE_READ(leader, start_boottime) != c->start_time)
 		return false;
-	signal = BPF_CORE_READ(leader, signal); /* taken away when the task is reaped */
+	/*
+	 * A reaped task's memory may stand there unused for long, while its signals' memory belongs to
+	 * another process by now, whose threads live.
+	 */
+	if (BPF_CORE_READ(leader, exit_state) & KMG_EXIT_DEAD)
+		return false;
+	signal = BPF_CORE_READ(leader, signal);
 	if (!signal || bpf_core_read(&live, sizeof(live), &signal->live.counter))
 		return false;
 	return live > 0;

@@ -89,6 +89,7 @@ struct task_struct {
 	const struct cred *cred;
 	__u32 tgid;
 	__u32 ptrace;
+	__u32 exit_state;
 	__u64 start_boottime;
 	char comm[16];
 };
@@ -107,6 +108,7 @@ struct bpf_prog {
 
 #pragma clang attribute pop
 
+#define KMG_EXIT_DEAD 0x10 /* EXIT_DEAD, include/linux/sched.h */
 #define PTRACE_MODE_ATTACH 0x02 /* include/linux/ptrace.h */
 
 #define EPERM 1

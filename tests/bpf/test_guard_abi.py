@@ -8,7 +8,9 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -117,6 +119,14 @@ def in_a_child(handle: int, fd: int) -> int:
     return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def _waiting_child() -> int:
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    return child
+
+
 def test_who_registers_is_noted_with_what_is_to_be_protected(guard: Loaded, directory: int) -> None:
     assert guard.register(directory) == 0
     assert guard.control.leader
@@ -149,6 +159,20 @@ def test_the_place_of_a_dead_agent_is_free(guard: Loaded, directory: int) -> Non
     dead = guard.control.leader
     assert guard.register(directory) == 0
     assert guard.control.leader != dead
+
+
+def test_the_place_stays_free_when_others_have_its_memory(guard: Loaded, directory: int) -> None:
+    """The kernel gives a dead process's parts to the next ones, each at its own time."""
+    for _ in range(120):
+        assert in_a_child(guard.program.fd, directory) == 0
+        time.sleep(0.03)  # it is freed after a grace period
+        others = [_waiting_child() for _ in range(30)]
+        try:
+            assert in_a_child(guard.program.fd, directory) == 0
+        finally:
+            for other in others:
+                os.kill(other, signal.SIGKILL)
+                os.waitpid(other, 0)
 
 
 def test_a_zombie_holds_no_place(guard: Loaded, directory: int) -> None:
