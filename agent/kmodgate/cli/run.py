@@ -130,17 +130,16 @@ def command(  # noqa: PLR0917  # one parameter for each option
     flag = None if enforce is None else Policy.ENFORCE if enforce else Policy.DO_NOT_ENFORCE
     handler = configure(sys.stderr, form=Form(log_format))
     try:
-        agent = Agent(
-            config_path,
-            events=sys.stdout,
-            flag=flag,
-            backend=None if backend is None else BackendChoice(backend),
-            labels=labels or None,
-            log_all=log_all,
-            started=_seconds_since_start(),
-            paths=NodePaths.below(root),
-        )
         with _explained():
-            agent.run()
+            Agent(
+                config_path,
+                events=sys.stdout,
+                flag=flag,
+                backend=None if backend is None else BackendChoice(backend),
+                labels=labels or None,
+                log_all=log_all,
+                started=_seconds_since_start(),
+                paths=NodePaths.below(root),
+            ).run()
     finally:
         handler.close()
