@@ -30,6 +30,7 @@ from .errors import HookError, KmodgateError
 from .gap import gap_before, note_detached
 from .gap import now as since_boot
 from .hooks import abi
+from .hooks.heap import Relief
 from .hooks.pins import counts_since
 from .hooks.rung import RungBackend
 from .lookout import Lookout
@@ -95,7 +96,7 @@ class Agent:
         self._heartbeat = Heartbeat(_LOOP_MAX_AGE)
         self._readiness = Readiness(self._status, self._paths)
         self._stopping = False
-        self._reload = Debounce()
+        self._reload, self._relief = Debounce(), Relief()
         self._timings = Timings(started)
 
     def run(self) -> None:
@@ -329,6 +330,7 @@ class Agent:
             # After the probe: what it says is what was in force until now.
             self._hardening.look(enforce=self._settings.policy.mode is Mode.ENFORCE)
             self._answerer.relieve()
+            self._relief.look(self._outlets.log.last_number)
             self._pins.relieve()
             self._lookout.look()
             self._cluster.look(self._status.snapshot(), self._readiness.problem)

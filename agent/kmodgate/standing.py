@@ -17,7 +17,6 @@ from typing import Final
 
 from .config import BackendChoice, CannotEnforce
 from .errors import HookError, KmodgateError, NodeError
-from .hooks import bcc
 from .hooks.choice import Choice, Features, choose
 from .hooks.switches import KernelSwitches
 from .model import Backend
@@ -160,7 +159,9 @@ class Standing:
     def _obstacles(self, settings: Settings, backend: Backend) -> tuple[str, ...]:
         node = NodeCan()
         if backend in BEFORE_THE_KERNEL:
-            node = NodeCan(no_refusal=bcc.cannot_refuse(self._paths))
+            from .hooks.bcc import cannot_refuse
+
+            node = NodeCan(no_refusal=cannot_refuse(self._paths))
         elif backend in ONLY_WATCHES:
             node = KernelSwitches(self._paths).offer()
         return obstacles(backend, settings.policy, node, configured_certificates=bool(settings.trust))

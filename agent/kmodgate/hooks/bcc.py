@@ -32,7 +32,7 @@ from kmodgate.node.paths import read_text
 from kmodgate.policy import refuses
 from kmodgate.rungs import only_watches
 
-from . import abi, bccabi, bccheaders, libbpf
+from . import abi, bccabi, bccheaders, heap, libbpf
 from .bcccompile import REMEDY, binding_path
 from .bpf import BpfBackend, ProbeResult, shipped_object
 from .generations import Generations
@@ -197,7 +197,7 @@ class BccBackend(BpfBackend):
             HookError: no headers, no compiler, or the kernel refused.
         """
         start = time.perf_counter()
-        libbpf.few_arenas()
+        heap.few_arenas()
         try:
             self._compile()
         except BaseException:
@@ -205,7 +205,7 @@ class BccBackend(BpfBackend):
             raise
         self._object = self._loaded  # type: ignore[assignment]  # what of it is used has the same shape
         self._open_maps()
-        libbpf.give_memory_back()
+        heap.give_memory_back()
         self.timings["compile"] = time.perf_counter() - start
 
     def _compile(self) -> None:

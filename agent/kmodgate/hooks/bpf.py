@@ -23,7 +23,7 @@ from kmodgate.errors import HookError
 from kmodgate.model import Backend, Decision
 from kmodgate.policy import TABLE_SIZE, judges_bytes
 
-from . import abi, libbpf
+from . import abi, heap, libbpf
 from .counts import KernelCounts
 from .generations import PLUMBING, Generations
 from .known import KnownDigests
@@ -103,7 +103,7 @@ class BpfBackend(KernelCounts, KnownDigests, Generations):
         Generations.__init__(self, pins)
         self.timings: dict[str, float] = {}
         start = time.perf_counter()
-        libbpf.few_arenas()
+        heap.few_arenas()
         present = libbpf.kernel_functions((*self.optional, *self.required))
         if not present.intersection(self.required):
             raise HookError(
@@ -145,7 +145,7 @@ class BpfBackend(KernelCounts, KnownDigests, Generations):
         self._open_maps()
         if self._pins is not None:
             self.last_seen = self._control.seen / 1e9 or None
-        libbpf.give_memory_back()
+        heap.give_memory_back()
         self.timings["load"] = time.perf_counter() - start
 
     def _open_maps(self) -> None:

@@ -16,13 +16,12 @@ from kmodgate.model import Backend
 from kmodgate.node import NodePaths
 from kmodgate.node.bpf import read_btf_names
 
-from . import bcc, libbpf, traceinstance
+from . import libbpf
 from .basic import BasicBackend
 from .bpf import BpfBackend, shipped_object
 from .fmod_ret import FmodRetBackend
 from .pins import Pins
 from .rung import RungBackend
-from .tracefs import TracefsBackend
 
 BACKENDS: Final[Mapping[Backend, type[BpfBackend]]] = {
     Backend.BPF_LSM: BpfBackend,
@@ -88,9 +87,7 @@ class Features:
         """
         without = _no_programs(wanted)
         programs = cls._without(without) if without else cls.probe(lsm_active=lsm_active)
-        return replace(
-            programs, no_bcc=lambda: bcc.lacks(paths), no_tracefs=lambda: tuple(traceinstance.lacks(paths))
-        )
+        return replace(programs, no_bcc=lambda: _no_bcc(paths), no_tracefs=lambda: _no_tracefs(paths))
 
     @classmethod
     def _without(cls, why: str) -> Self:
@@ -136,6 +133,21 @@ def _no_programs(wanted: Backend | None) -> str:
     return ""
 
 
+# What only the lower rungs need is imported where one of them is looked at: most nodes never do.
+
+
+def _no_bcc(paths: NodePaths) -> tuple[str, ...]:
+    from .bcc import lacks
+
+    return lacks(paths)
+
+
+def _no_tracefs(paths: NodePaths) -> tuple[str, ...]:
+    from .traceinstance import lacks
+
+    return tuple(lacks(paths))
+
+
 def missing_parts() -> str:
     """Why no rung can be tried at all (libbpf, an object, type information), or nothing. No root needed."""
     try:
@@ -172,8 +184,12 @@ class Choice:
             HookError: libbpf or the object is missing.
         """
         if self.backend is Backend.BCC:
-            return bcc.BccBackend(paths=paths)
+            from .bcc import BccBackend
+
+            return BccBackend(paths=paths)
         if self.backend is Backend.TRACEFS:
+            from .tracefs import TracefsBackend
+
             return TracefsBackend(paths)
         return BACKENDS[self.backend](pins=Pins(self.backend, paths=paths) if pinned else None)
 

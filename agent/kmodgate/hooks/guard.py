@@ -32,7 +32,7 @@ from kmodgate.errors import HookError
 from kmodgate.node import NodePaths
 from kmodgate.node.process import Capability, read_process
 
-from . import abi, bpfcall, guardabi, libbpf
+from . import abi, bpfcall, guardabi, heap, libbpf
 from .guardabi import ObjectKind, Switch
 from .guardplace import need_bpffs, root_cgroup, what_works
 
@@ -206,7 +206,7 @@ class Guard:
             self._shared("guard_denied", len(Switch) * ctypes.sizeof(guardabi.Denied))
         )
         self._control.used[:] = self._used
-        libbpf.give_memory_back()
+        heap.give_memory_back()
 
     def _shared(self, name: str, size: int) -> mmap.mmap:
         assert self._object is not None  # noqa: S101  # _load comes first

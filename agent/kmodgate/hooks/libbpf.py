@@ -24,7 +24,6 @@ from .library import LinkInfo, Sample, TestRunOpts, info, library, misses
 
 BTF_KIND_FUNC: Final = 12  # include/uapi/linux/btf.h
 _NO_PREVIOUS: Final = None
-_M_ARENA_MAX: Final = -8  # malloc.h
 _PROG_TYPE_RAW_TRACEPOINT: Final = 17  # include/uapi/linux/bpf.h
 
 
@@ -317,20 +316,6 @@ def _numbered(number: int, pin: Path) -> int:
             "force; start once with that, or lift enforcement and start anew: kmodgate detach"
         )
     return library.integer(f"program {number}", found)
-
-
-def give_memory_back() -> None:
-    """Return to the system what parsing type information took from it (glibc only)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def few_arenas() -> None:
-    """Let all threads share two malloc arenas; each would else keep megabytes (glibc only)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)
 
 
 def kernel_functions(names: Iterable[str]) -> frozenset[str]:

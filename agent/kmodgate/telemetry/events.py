@@ -284,6 +284,11 @@ class EventLog:
         for tap in self._taps:
             tap(record, line)
 
+    @property
+    def last_number(self) -> int:
+        """Number of the last event; 0 before the first one."""
+        return self._sequence
+
     def suppressed(self) -> Mapping[LeftOut, int]:
         """Events that the flood limit left out since the start, by verdict and reason."""
         with self._lock:
