@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C library's heap, of which a busy agent would keep more than it needs. For glibc; else nothing is done."""
+"""The C library's heap, of which a busy agent would keep more than it needs (glibc only)."""
 
 from __future__ import annotations
 
