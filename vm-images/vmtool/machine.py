@@ -68,9 +68,14 @@ def escape(value: str | Path) -> str:
     return str(value).replace(",", ",,")
 
 
+# A CPU that has been stuck in the kernel for two minutes ends the machine with the stacks of all CPUs, long
+# before the time limit does. Two minutes, because a busy host may take a CPU away for some seconds.
+_STUCK = ("watchdog_thresh=60", "softlockup_panic=1", "softlockup_all_cpu_backtrace=1")
+
+
 def kernel_arguments(machine: Machine) -> str:
     """The kernel command line. ``panic=-1`` with ``-no-reboot`` turns a panic into QEMU's exit."""
-    words = ["console=ttyS0", "quiet", "panic=-1", "oops=panic", "nmi_watchdog=0"]
+    words = ["console=ttyS0", "quiet", "panic=-1", "oops=panic", "nmi_watchdog=0", *_STUCK]
     if machine.readonly_root:
         words.append("kmodgate.root=ro")
     if machine.network:
