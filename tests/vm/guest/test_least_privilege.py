@@ -72,7 +72,16 @@ def test_hardened_takes_one_capability_more(confined: lab.Agent) -> None:
     with pytest.raises(PermissionError):
         FTRACE.write_text("0")
 
+    # Neither the next agent, which shall not be hardened, nor the way out needs it.
     confined.kill()
-    subprocess.run([*confining, "kmodgate", "detach"], check=True, capture_output=True)
+    confined._command = [*with_only(*CAPABILITIES), *usual]
+    confined.start(lab.config(lab.ENFORCE))
+    assert not GUARD.exists()
+    assert FTRACE.write_text("1") == 1
+    confined.kill()
+    confined._command = [*confining, *usual]
+    confined.start(hardened)
+    confined.kill()
+    subprocess.run([*with_only(*CAPABILITIES), "kmodgate", "detach"], check=True, capture_output=True)
     assert not GUARD.exists()
     assert FTRACE.write_text("1") == 1
