@@ -47,10 +47,9 @@ STANCES: Final[Mapping[str, Mapping[Backend, Mapping[str, Stance]]]] = {
         Backend.BCC: {**_AUDIT, "LoadPin": Stance.CANNOT, "signatures": Stance.CANNOT},
         Backend.TRACEFS: {**_AUDIT, "LoadPin": Stance.CANNOT, "signatures": Stance.KERNEL},
     },
-    # The kernel's keyrings speak after a kprobe has decided.
+    # The kernel's keyrings speak after a kprobe has decided. Trace events of system calls are not built in.
     "override": {
         Backend.BCC: {**_AUDIT, "LoadPin": Stance.REFUSES, "signatures": Stance.CANNOT},
-        Backend.TRACEFS: {**_AUDIT, "LoadPin": Stance.CANNOT, "signatures": Stance.KERNEL},
     },
     "nobpf": {
         Backend.TRACEFS: {**_AUDIT, "LoadPin": Stance.KERNEL, "signatures": Stance.KERNEL},

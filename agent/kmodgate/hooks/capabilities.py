@@ -33,7 +33,8 @@ class Capabilities:
         exact: every attempt is counted; False where the kernel may skip a program or a record.
         unknown: fields that are always null.
         fleeting: fields that are null where the caller had gone before the agent looked.
-        unasked: fields that are null for a load that the rung refuses by itself: nobody has read it.
+        unasked: fields that can be null for a load that the rung refuses by itself, or would: nobody has
+            read it.
     """
 
     refuses: bool
@@ -72,7 +73,13 @@ CAPABILITIES: Final[Mapping[Backend, Capabilities]] = MappingProxyType(
             unasked=("module", "signature_detail", "size"),
         ),
         # Where the kernel allows a kprobe to refuse (docs/adr/0016); elsewhere it watches.
-        Backend.BCC: replace(_ALL, outlives_agent=False, exact=False, unknown=("sha256", "signer")),
+        Backend.BCC: replace(
+            _ALL,
+            outlives_agent=False,
+            exact=False,
+            unknown=("sha256", "signer"),
+            unasked=("signature_detail",),
+        ),
         Backend.TRACEFS: Capabilities(
             refuses=False,
             certificates=False,
@@ -113,7 +120,7 @@ def page() -> str:
     for text, name in (
         ("always null in events", "unknown"),
         ("null once the caller is gone", "fleeting"),
-        ("null where it refuses, and a better backend knows", "unasked"),
+        ("can be null where it refuses or would, and a better backend knows", "unasked"),
     ):
         fields = (getattr(CAPABILITIES[backend], name) for backend in backends)
         words = (", ".join(f"`{field}`" for field in some) or "nothing" for some in fields)
