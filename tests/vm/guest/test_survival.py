@@ -246,9 +246,10 @@ def test_nothing_slips_through_and_nothing_counts_twice(agent: lab.Agent, work: 
     samples, after = lab.metrics(), totals()
     shared = samples['kmodgate_kernel_errors_total{kind="refused_early"}'] - early
     assert samples['kmodgate_kernel_errors_total{kind="loaded_unseen"}'] == 0
-    # What refuses counts where it refuses: exact, whatever happens to agents and programs.
+    # What refuses counts where it refuses: exact, whatever happens to agents and programs. Where the kernel
+    # preempts it may pass over a program, and says so.
     refused = sum(count for (_, number), count in results.items() if number == str(errno.EKEYREJECTED))
-    assert lab.counted(samples, verdict="deny") - denied == refused
+    assert 0 <= refused - (lab.counted(samples, verdict="deny") - denied) <= after[-1] - before[-1]
     assert after[0] - before[0] + shared == fired
     counted = sum(after[1:]) - sum(before[1:]) + shared
     if upgrade:
