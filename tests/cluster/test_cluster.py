@@ -29,8 +29,7 @@ EKEYREJECTED = 129
 UNSIGNED, SIGNED = "kmgtest.unsigned.ko", "kmgtest.operator.ko"
 # The loader's own module: the prober has the other.
 POD_UNSIGNED, POD_SIGNED = "vpoll.unsigned.ko", "vpoll.operator.ko"
-# There and back. One emulated change may take a second or four, as the host pleases: the median counts.
-FLIPS = 4
+FLIPS = 4  # there and back
 
 
 def ready(pod: lab.Json) -> bool:
@@ -185,13 +184,11 @@ def test_a_policy_takes_effect_without_a_restart(cluster: Lab) -> None:
             f"file to effect {to_effect:.2f} s",
         )
     assert (cluster.pid(), cluster.agent()["metadata"]["uid"]) == (pid, pod)
-    median = statistics.median(took)
     cluster.record(
         "config change to effect",
-        f"median of {len(took)} {median:.2f} s, from {min(took):.2f} to {max(took):.2f} s",
+        f"median of {len(took)} {statistics.median(took):.2f} s, from {min(took):.2f} to {max(took):.2f} s",
     )
-    assert min(took) > 0
-    assert median <= 2.0, took
+    assert all(0 < seconds <= 2.0 for seconds in took), took
 
 
 def test_what_the_agent_may_not_do_is_refused(cluster: Lab) -> None:

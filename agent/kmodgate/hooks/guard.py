@@ -320,7 +320,7 @@ class Guard:
     def remove(self) -> None:
         """Detach, and take this guard's pins away."""
         if self._sysctl:
-            assert self._object is not None  # noqa: S101  # attached from it
+            assert self._object is not None  # noqa: S101  # only what _load opened gets attached
             with root_cgroup(self._paths) as cgroup:
                 fd = self._object.programs[_SYSCTL].fd
                 bpfcall.detach_from_cgroup(cgroup, fd, bpfcall.CGROUP_SYSCTL)
