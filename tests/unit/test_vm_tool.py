@@ -165,6 +165,11 @@ def test_icount_means_one_processor() -> None:
     assert argv[argv.index("-icount") + 1] == "shift=0,sleep=off"
 
 
+def test_processors_take_turns_when_asked_to() -> None:
+    assert "tcg,thread=multi" in machine.arguments(_machine(), {})
+    assert "tcg,thread=single" in machine.arguments(_machine(in_turn=True), {})
+
+
 def _signed(payload: bytes) -> bytes:
     signature = b"S" * 40
     return payload + signature + bytes([0, 0, 2, 0, 0, 0, 0, 0]) + struct.pack(">I", 40) + testmodules.MARKER

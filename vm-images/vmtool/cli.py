@@ -58,6 +58,11 @@ def machine_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--icount", is_flag=True, help="Guest time follows instructions (TCG, one processor)."
             ),
+            click.option(
+                "--in-turn",
+                is_flag=True,
+                help="Emulated processors run one after another (QEMU misses code that changes).",
+            ),
             click.option("--network", is_flag=True, help="A virtio card on QEMU's user-mode network."),
         )
     ):

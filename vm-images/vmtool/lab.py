@@ -23,6 +23,7 @@ def run_in_guest(
     append: str = "",
     smp: int = 2,
     boot: float = 120,
+    in_turn: bool = False,
 ) -> int:
     """Run a command with the lab's files at /share; its exit status.
 
@@ -35,6 +36,7 @@ def run_in_guest(
         append: kernel arguments.
         smp: number of CPUs.
         boot: seconds until the command begins.
+        in_turn: emulated processors run one after another.
 
     Raises:
         VmDied: the machine ended without a status from the command.
@@ -57,6 +59,7 @@ def run_in_guest(
             append=append,
             smp=smp,
             boot=boot,
+            in_turn=in_turn,
             stdout=to_descriptor(sys.stdout.fileno()) if live else None,
             stderr=to_descriptor(sys.stderr.fileno()) if live else None,
         ).status

@@ -58,6 +58,7 @@ class Options:
         boot: seconds until the command begins.
         readonly_root: root device and mount read-only.
         icount: guest time follows instructions; TCG, one CPU.
+        in_turn: emulated processors run one after another.
         network: user-mode network.
         forward: with it, ports of the host's loopback that lead to ports of the guest.
         env: variables for the command.
@@ -72,6 +73,7 @@ class Options:
     boot: float = 120.0
     readonly_root: bool = False
     icount: bool = False
+    in_turn: bool = False
     network: bool = False
     forward: Mapping[int, int] | None = None
     env: Mapping[str, str] | None = None
@@ -218,6 +220,7 @@ def prepared(options: Options, command: Sequence[str] | None, token: str) -> Ite
             append=options.append,
             readonly_root=options.readonly_root,
             icount=options.icount,
+            in_turn=options.in_turn,
             network=options.network,
             forward=options.forward or {},
             shares={"run": Share(run_folder, "/run/vm"), **shares},
