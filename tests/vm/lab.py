@@ -217,6 +217,37 @@ class Agent:
         self._seen += 1
         return event
 
+    def settled(self) -> float:
+        """Records that the log wrote, left out or lost, once none is on its way any more."""
+        seen, deadline = -1.0, time.monotonic() + 60
+        while seen != (seen := self._records()):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(1)
+        return seen
+
+    def _records(self) -> float:
+        samples = metrics()
+        lost = sum(
+            value
+            for name, value in samples.items()
+            if name.startswith("kmodgate_events_lost_total") and "question" not in name
+        )
+        left_out = sum(v for k, v in samples.items() if k.startswith("kmodgate_events_suppressed_total"))
+        return len(self.events()) + lost + left_out
+
+    def until_known(self, refused: Path) -> None:
+        """Try to load a module that is refused until its digest is known: then no load of it waits.
+
+        A busy emulated processor may take longer to verify it than a load may wait.
+        """
+        self.mark()
+
+        def known() -> bool:
+            assert not finit(refused).ok
+            return self.next_event()["reason"] not in {"hold_timeout", "agent_unavailable"}
+
+        self.wait_for(known, "answer")
+
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
         assert self.process is not None

@@ -38,28 +38,9 @@ def storm(files: list[Path]) -> Outcomes:
     return outcomes
 
 
-def records(agent: lab.Agent) -> float:
-    """Records that the event log wrote, left out or lost: all that were made."""
-    samples = lab.metrics()
-    lost = sum(
-        v for k, v in samples.items() if k.startswith("kmodgate_events_lost_total") and "question" not in k
-    )
-    left_out = sum(v for k, v in samples.items() if k.startswith("kmodgate_events_suppressed_total"))
-    return len(agent.events()) + lost + left_out
-
-
 def wait_until_known(watch: attack.Watch, path: Path) -> None:
     watch.agent.wait_for(lambda: lab.finit(path).result in ALLOWED, "answer")
     lab.unload(attack.GOOD)
-
-
-def settled(agent: lab.Agent) -> float:
-    """The same once nothing is on its way any more."""
-    seen, deadline = -1.0, time.monotonic() + 60
-    while seen != (seen := records(agent)):
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    return seen
 
 
 def stated(agent: lab.Agent) -> int:
@@ -83,7 +64,7 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
         lab.unload(attack.GOOD)
     for path in good:  # a busy emulated CPU may take longer to verify than a load may wait
         wait_until_known(watch, path)
-    records_before = settled(watch.agent)
+    records_before = watch.agent.settled()
     before = dict(watch.moves())
     denied, allowed, shared = (
         watch.moved(verdict="deny"),
@@ -112,7 +93,7 @@ def test_a_storm_loses_no_count_and_lets_nothing_by(watch: attack.Watch) -> None
     assert 0 <= ATTEMPTS - trusted - (watch.moved(verdict="deny") - denied) <= misses, moved
     assert 0 <= trusted - (watch.moved(verdict="allow") - allowed + moved["refused_early"]) <= misses
     # Each decision made a record, but for shared ones. What is not in the log is stated.
-    made = settled(watch.agent) - records_before
+    made = watch.agent.settled() - records_before
     assert 0 <= moved["counted"] - (watch.moved(by="shared") - shared) - made <= misses
     samples = lab.metrics()
     ring = samples['kmodgate_events_lost_total{kind="event_ring"}']

@@ -96,13 +96,15 @@ def test_audit_lets_in_and_says_what_enforcing_would_do(agent: lab.Agent, work: 
 
 def test_a_policy_flips_under_loads_and_each_load_sees_one_policy_whole(agent: lab.Agent, work: Path) -> None:
     """Unsigned from tmpfs: EKEYREJECTED by ENFORCE, EPERM by LoadPin, never anything else."""
+    unsigned = work / "kmgtest.unsigned.ko"
+    agent.until_known(refused=unsigned)
     results: dict[str, int] = {}
     earlier = len(agent.events())
     stop = threading.Event()
 
     def load() -> None:
         while not stop.is_set():
-            outcome = lab.finit(work / "kmgtest.unsigned.ko").result
+            outcome = lab.finit(unsigned).result
             results[outcome] = results.get(outcome, 0) + 1
 
     threads = [threading.Thread(target=load) for _ in range(3)]
@@ -120,8 +122,7 @@ def test_a_policy_flips_under_loads_and_each_load_sees_one_policy_whole(agent: l
             thread.join()
     assert set(results) == {"EKEYREJECTED", "EPERM"}
     agent.wait_for(lambda: lab.get("/readyz")[0] == 200, "readiness")
-    path = str(work / "kmgtest.unsigned.ko")
-    pairs = {(e["errno"], e["reason"]) for e in agent.events()[earlier:] if e["path"] == path}
+    pairs = {(e["errno"], e["reason"]) for e in agent.events()[earlier:] if e["path"] == str(unsigned)}
     assert pairs <= {("EKEYREJECTED", "unsigned"), ("EPERM", "outside_pinned_root")}
     agent.mark()
 
