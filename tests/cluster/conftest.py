@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 
@@ -17,26 +16,17 @@ from tests.image.builder import ImageError
 from tests.monitoring.conftest import free_port, prometheus
 from tests.monitoring.fleet import Target, scrape_config
 from tests.rules.parts import ROOT
+from tests.vm.boot import need_qemu
 from vmtool import VmToolError, artifacts, controlplane
 
 RESULTS = ROOT / "build/cluster"
 SCRAPE = "5s"
 
 
-def need() -> None:
-    """Loud where CI is; else a skip that says what to type."""
-    for missing, message in (
-        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
-        (os.geteuid() != 0, "image and disk need root; run: sudo make test-cluster"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-
-
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Lab]:
     """Control plane, node and Prometheus; nothing of kmodgate is installed yet."""
-    need()
+    need_qemu("test-cluster")
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "plane").mkdir()
     try:

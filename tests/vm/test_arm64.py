@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from tests.objects import compile_for
-from vmtool import VmDied, VmToolError, arm64lab
+from tests.vm.boot import alive, need
+from vmtool import arm64lab
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = ("kmodgate", "kmodgate_basic", "kmodgate_fmod_ret", "guard")
@@ -66,18 +67,11 @@ def _objects(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the guest said, one boot for all tests."""
-    for missing, message in (
-        (
-            shutil.which(arm64lab.EMULATOR) is None,
-            "QEMU for arm64 is missing; run: apt-get install qemu-system-arm",
-        ),
-        (os.geteuid() != 0, "unpacking the guest needs root; run: sudo make test-arm64"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    need(shutil.which(arm64lab.EMULATOR), "QEMU for arm64 is missing; run: apt-get install qemu-system-arm")
+    need(os.geteuid() == 0, "unpacking the guest needs root; run: sudo make test-arm64")
     folder = tmp_path_factory.mktemp("arm64")
     (folder / "objects").mkdir()
-    try:
+    with alive():
         kernel = arm64lab.debian_kernel()
         modules = kernel.modules
         files = {
@@ -90,10 +84,6 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         files["operator.pem"] = (folder / "operator.pem").read_bytes()
         initrd = arm64lab.archive(["/src/tests/vm/arm64_guest.py"], files, _objects(folder / "objects"))
         console = arm64lab.boot(kernel.image, initrd, timeout=1500)
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
     lines = [line.partition("said ")[2] for line in console.splitlines() if "said {" in line]
     found = [json.loads(line) for line in lines]
     failed = [line for line in found if "failed" in line]

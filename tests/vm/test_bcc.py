@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
-from vmtool import VmDied, VmToolError, artifacts
+from tests.vm.boot import alive, need_qemu
+from vmtool import artifacts
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(5400)]
@@ -30,20 +30,11 @@ CHOSEN = os.environ.get("KMODGATE_TEST_BCC", " ".join(RUNS)).split()
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_the_rung(tmp_path: Path, name: str) -> None:
-    for missing, message in (
-        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
-        (os.geteuid() != 0, "building the guest's disk needs root; run: sudo make test-bcc"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    need_qemu("test-bcc")
     suite, files = RUNS[name]
     command = [*INSIDE, "-x", "-rs", "--durations", "5", *(f"{GUEST}/{file}" for file in files)]
-    try:
+    with alive():
         status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=3600)
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
     assert status == 0
     assert "Traceback" not in (tmp_path / "agent.log").read_text()
     print(json.loads((tmp_path / "bcc.json").read_text()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.vectors.conformance import page
 from tests.vectors.conformance.compare import PROFILE_OF, Comparison, compare, compare_small
-from vmtool import VmToolError
+from tests.vm.boot import alive, need
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
 
@@ -24,15 +24,9 @@ SHOWN = 20
 @cache
 def compared(suite: str) -> Comparison:
     """One boot for each kernel."""
-    if shutil.which("qemu-system-x86_64") is None:
-        message = "QEMU is missing; run: sudo make deps"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    try:
+    need(shutil.which("qemu-system-x86_64"), "QEMU is missing; run: sudo make deps")
+    with alive():
         return compare_small() if suite == "small" else compare(suite)
-    except VmToolError as error:
-        pytest.fail(str(error))
 
 
 @pytest.fixture(params=SUITES)

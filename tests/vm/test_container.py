@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from tests.chart.helm import CHART, Helm, objects, only
 from tests.image import builder
-from vmtool import VmDied, VmToolError, artifacts
+from tests.vm.boot import alive, need, need_qemu
+from vmtool import artifacts
 from vmtool.runner import run, to_descriptor
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
@@ -38,20 +39,6 @@ INSIDE = [
 ]
 ONLY = os.environ.get("KMODGATE_TEST_ONLY")
 PROFILE = Path("/usr/share/containers/seccomp.json")
-
-
-def need() -> None:
-    """Loud where CI is; else a skip that says what to type."""
-    for missing, message in (
-        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
-        (
-            shutil.which("runc") is None or not PROFILE.exists(),
-            "runc or its seccomp profile is missing; run: sudo make deps",
-        ),
-        (os.geteuid() != 0, "building the guest's disk needs root; run: sudo make test-container"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
 
 
 def pods(certs: Path) -> dict[str, Any]:
@@ -83,7 +70,11 @@ def pods(certs: Path) -> dict[str, Any]:
 
 
 def test_everything_in_a_container_passed(tmp_path: Path) -> None:
-    need()
+    need_qemu("test-container")
+    need(
+        shutil.which("runc") and PROFILE.exists(),
+        "runc or its seccomp profile is missing; run: sudo make deps",
+    )
     name = builder.build()
     config = builder.config(name)
     builder.disk(name, tmp_path / "rootfs.ext4")
@@ -102,7 +93,7 @@ def test_everything_in_a_container_passed(tmp_path: Path) -> None:
             shutil.copy(line.split()[2], tmp_path / "libseccomp.so.2")
     shutil.copytree(artifacts.path("testmodules", SUITE), tmp_path / "modules")
     chosen = ["-k", ONLY] if ONLY else []
-    try:
+    with alive():
         status = run(
             [*INSIDE, "--durations", "5", *chosen, GUEST],
             suite=SUITE,
@@ -112,10 +103,6 @@ def test_everything_in_a_container_passed(tmp_path: Path) -> None:
             stdout=to_descriptor(1),
             stderr=to_descriptor(2),
         ).status
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
     results = Path(__file__).parents[2] / "build/vm"
     results.mkdir(parents=True, exist_ok=True)
     for path in (*tmp_path.glob("*.log"), *tmp_path.glob("status.txt")):

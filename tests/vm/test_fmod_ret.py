@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from tests.vm.boot import alive, need_qemu
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
@@ -27,11 +27,7 @@ CHOSEN = int(os.environ.get("KMODGATE_FMOD_RET_RUNS", "1"))
 
 @pytest.mark.parametrize(("suite", "append", "files"), RUNS[:CHOSEN])
 def test_the_rung(tmp_path: Path, suite: str, append: str, files: list[str]) -> None:
-    if shutil.which("qemu-system-x86_64") is None or os.geteuid() != 0:
-        message = "QEMU and root are needed; run: sudo make deps, and test as root"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    need_qemu("test-fmod-ret")
     attempts = os.environ.get("KMODGATE_RESIDUAL_ATTEMPTS", "4000")
     command = [
         "env",
@@ -39,6 +35,7 @@ def test_the_rung(tmp_path: Path, suite: str, append: str, files: list[str]) -> 
         *INSIDE,
         *(f"{GUEST}/{file}" for file in files),
     ]
-    status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=1500, append=append)
+    with alive():
+        status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=1500, append=append)
     assert status == 0
     print(json.loads((tmp_path / "residual.json").read_text()))

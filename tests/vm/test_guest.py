@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.vm import kernels, matrix
-from vmtool import VmDied, VmToolError, artifacts, loadpinlab
+from tests.vm.boot import alive, need_qemu
+from vmtool import artifacts, loadpinlab
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(3000)]
@@ -54,16 +55,7 @@ def share(suite: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def status(suite: str, share: Path) -> int:
     """Exit status of the tests inside the guest; their output is shown."""
-    if shutil.which("qemu-system-x86_64") is None:
-        message = "QEMU is missing; run: sudo make deps"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    if os.geteuid() != 0:
-        message = "building the guest's disk needs root; run: sudo make test-vm"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    need_qemu("test-vm")
     results = [matrix.RESULTS / f"{suite}.{end}" for end in ("xml", "json")]
     for path in results:
         path.unlink(missing_ok=True)
@@ -72,19 +64,11 @@ def status(suite: str, share: Path) -> int:
     else:
         what = [GUEST, *(f"--ignore-glob={GUEST}/{pattern}" for pattern in LONG if CHOSEN != "all")]
     settings = [f"{STORM}={os.environ[STORM]}"] if STORM in os.environ else []
+    command = ["env", *settings, *INSIDE, "-rs", "--durations", "5", "--junit-xml", "/share/junit.xml", *what]
+    append = kernels.of_suite(suite).append
     try:
-        return run_in_guest(
-            ["env", *settings, *INSIDE, "-rs", "--durations", "5", "--junit-xml", "/share/junit.xml", *what],
-            suite=suite,
-            share=share,
-            live=True,
-            timeout=2700,
-            append=kernels.of_suite(suite).append,
-        )
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
+        with alive():
+            return run_in_guest(command, suite=suite, share=share, live=True, timeout=2700, append=append)
     finally:
         matrix.RESULTS.mkdir(parents=True, exist_ok=True)
         for path, name in zip(results, ("junit.xml", "kernel.json"), strict=True):

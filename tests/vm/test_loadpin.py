@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vmtool import VmDied, VmToolError, loadpinlab
+from tests.vm.boot import alive, need_qemu
+from vmtool import loadpinlab
 from vmtool.lab import run_in_guest
 
 from kmodgate.errors import ConfigError
@@ -36,23 +36,10 @@ DIFFERENCES = {
 }
 
 
-def _skip(message: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
-
-
 def _ask(what: Callable[[], Any]) -> Any:
-    if shutil.which("qemu-system-x86_64") is None:
-        _skip("QEMU is missing; run: sudo make deps")
-    if os.geteuid() != 0:
-        _skip("building the guest's disk needs root; run: sudo make test-loadpin")
-    try:
+    need_qemu("test-loadpin")
+    with alive():
         return what()
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
 
 
 @pytest.fixture(scope="module")

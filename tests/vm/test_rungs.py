@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from tests.vm.boot import alive, need_qemu
 from tests.vm.scenarios import STANCES
-from vmtool import VmDied, VmToolError
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(5400)]
@@ -26,9 +25,7 @@ CHOSEN = os.environ.get("KMODGATE_TEST_RUNGS", " ".join(STANCES)).split()
 
 @pytest.mark.parametrize("suite", CHOSEN)
 def test_every_rung(tmp_path: Path, suite: str) -> None:
-    if shutil.which("qemu-system-x86_64") is None or os.geteuid() != 0:
-        message = "QEMU and root are needed; run: sudo make deps, and test as root"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    need_qemu("test-rungs")
     command = [
         "env",
         "PYTHONPATH=/src",
@@ -39,11 +36,7 @@ def test_every_rung(tmp_path: Path, suite: str) -> None:
         *OPTIONS,
         GUEST,
     ]
-    try:
-        status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=3600)
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
+    with alive():
+        status = run_in_guest(command, suite=suite, share=tmp_path, live=True, timeout=3600, in_turn=True)
     assert status == 0
     print(suite, json.loads((tmp_path / "rungs.json").read_text()))

@@ -17,6 +17,7 @@ import pytest
 from tests.monitoring.conftest import Webhook, alertmanager, free_port, prometheus, wait_for
 from tests.monitoring.fleet import Target, scrape_config
 from tests.rules.parts import ROOT
+from tests.vm.boot import need_qemu
 from vmtool import VmDied, VmToolError, artifacts
 from vmtool.runner import Options, run, to_descriptor
 
@@ -60,12 +61,7 @@ def guest(share: Path, port: int) -> Iterator[None]:
 
 
 def test_from_a_refusal_to_the_webhook(tmp_path: Path) -> None:
-    for missing, message in (
-        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
-        (os.geteuid() != 0, "building the guest's disk needs root; run: sudo make test-vm"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    need_qemu("test-vm")
     share, port = tmp_path / "share", free_port()
     shutil.copytree(artifacts.path("certs", SUITE), share / "certs", ignore=shutil.ignore_patterns("*.key"))
     with Webhook().serving() as webhook, alertmanager(tmp_path, webhook.port) as receiver, guest(share, port):

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from vmtool import VmDied, VmToolError, artifacts
+from tests.vm.boot import alive, need_qemu
+from vmtool import artifacts
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
@@ -20,17 +21,8 @@ INSIDE = ["python3", "-m", "pytest", *OPTIONS]
 
 
 def test_everything_on_one_processor_passed(tmp_path: Path) -> None:
-    for missing, message in (
-        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
-        (os.geteuid() != 0, "building the guest's disk needs root; run: sudo make test-vm"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    need_qemu("test-vm")
     shutil.copy(artifacts.path("kernel", SUITE), tmp_path / "vmlinuz")
-    try:
+    with alive():
         status = run_in_guest([*INSIDE, GUEST], suite=SUITE, share=tmp_path, live=True, smp=1, timeout=1200)
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
     assert status == 0

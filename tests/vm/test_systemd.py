@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from vmtool import VmDied, VmToolError, artifacts
+from tests.vm.boot import alive, need_qemu
+from vmtool import artifacts
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
@@ -34,23 +35,14 @@ def node(policy: str) -> str:
 
 def boot(share: Path, config: str, command: list[str], *, start_seconds: int) -> int:
     """Exit status of a command in a guest that systemd has booted."""
-    for missing, message in (
-        (shutil.which("qemu-system-x86_64") is None, "QEMU is missing; run: sudo make deps"),
-        (os.geteuid() != 0, "building the guest's disk needs root; run: sudo make test-systemd"),
-    ):
-        if missing:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
+    need_qemu("test-systemd")
     shutil.copy(Path(__file__).with_name("guest_systemd") / "prepare", share / "prepare")
     (share / "node.yaml").write_text(config)
     (share / "start-seconds").write_text(str(start_seconds))
-    try:
+    with alive():
         return run_in_guest(
             command, suite=SUITE, share=share, live=True, timeout=900, boot=420, append=APPEND
         )
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
 
 
 def test_everything_under_systemd_passed(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 from tests.vm import kernels
-from vmtool import VmDied, VmToolError, artifacts
+from tests.vm.boot import alive, need_qemu
+from vmtool import artifacts
 from vmtool.lab import run_in_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(2400)]
@@ -49,14 +49,14 @@ def test_a_root_that_is_not_pinned(tmp_path: Path) -> None:
 
 def run(suite: str, share: Path, arguments: list[str], append: str) -> int:
     """Pytest's status inside the guest."""
-    if shutil.which("qemu-system-x86_64") is None or os.geteuid() != 0:
-        message = "QEMU and root are needed; run: sudo make deps, and test as root"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
-    try:
+    need_qemu("test-tracefs")
+    with alive():
         return run_in_guest(
-            [*INSIDE, *arguments], suite=suite, share=share, live=True, timeout=2100, append=append
+            [*INSIDE, *arguments],
+            suite=suite,
+            share=share,
+            live=True,
+            timeout=2100,
+            append=append,
+            in_turn=True,
         )
-    except VmDied as error:
-        pytest.fail(f"the machine died: {error}\n{error.tail}")
-    except VmToolError as error:
-        pytest.fail(str(error))
