@@ -265,7 +265,12 @@ class Guard:
         home = self._home / str(self._number)
         # The way in for the next agent comes first, and goes last: whenever this process is
         # killed, no guard stays in force with which nobody can register.
-        wanted = [REGISTER, CONTROL, SYSCTL, *self._links]
+        wanted = {
+            REGISTER: self._object.programs[_REGISTER_PROGRAM].fd,
+            CONTROL: self._object.map("guard_control").fd,
+            SYSCTL: self._object.programs[_SYSCTL].fd,
+            **{name: link.fd for name, link in self._links.items()},
+        }
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             present = {path.name for path in home.iterdir()}
@@ -273,14 +278,7 @@ class Guard:
             raise HookError(f"{home}: {error.strerror}") from error
         missing = [name for name in wanted if name not in present]
         for name in missing:
-            if name == REGISTER:
-                bpfcall.pin(self._object.programs[_REGISTER_PROGRAM].fd, home / name)
-            elif name == CONTROL:
-                bpfcall.pin(self._object.map("guard_control").fd, home / name)
-            elif name == SYSCTL:
-                bpfcall.pin(self._object.programs[_SYSCTL].fd, home / name)
-            else:
-                self._links[name].pin(home / name)
+            bpfcall.pin(wanted[name], home / name)
         return missing
 
     def denied(self) -> dict[Switch, Denial]:

@@ -33,15 +33,13 @@ class Relief:
         self._count = 0
         self._not_before = 0.0
 
-    def look(self, count: int) -> bool:
-        """Whether memory was given back. Call now and then.
+    def look(self, count: int) -> None:
+        """Give memory back if it is time to. Call now and then.
 
         Args:
             count: of events so far.
         """
         now = time.monotonic()
-        if count - self._count < _MANY or now < self._not_before:
-            return False
-        self._count, self._not_before = count, now + _PAUSE
-        give_memory_back()
-        return True
+        if count - self._count >= _MANY and now >= self._not_before:
+            self._count, self._not_before = count, now + _PAUSE
+            give_memory_back()
