@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import http.client
 import json
 import os
 import platform
@@ -277,13 +278,15 @@ def running(directory: Path, text: str, *, log_all: bool = True) -> Iterator[Age
 
 
 def get(path: str) -> tuple[int, str]:
-    """Status and body of a GET on the agent; status 0 when nobody listens."""
+    """Status and body of a GET on the agent; status 0 when nobody listens, or nobody ends the answer."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=10) as answer:
+        try:
+            answer = urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=10)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
             return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return 0, ""
 
 

@@ -79,12 +79,18 @@ def main(disk: Path, program: Path, out: Path) -> None:
     directory = Path("/tmp/pinned")
     directory.mkdir()
     agent = PinnedAgent(directory, told(directory, PIN))
-    text = lab.config(lab.DO_NOT_ENFORCE, loadPin="on")
+    # Nothing is pinned: the BPF file system would have to be one below this root.
+    text = lab.config(lab.DO_NOT_ENFORCE, loadPin="on", onExit="detach")
     try:
         agent.start(text)
         said = ask("before", "first", "elsewhere", "root", "others", "untrusted")
         agent.configure(
-            lab.config(lab.DO_NOT_ENFORCE, loadPin="on", loadPinTrustedVerityDigests=str(PIN / "digests"))
+            lab.config(
+                lab.DO_NOT_ENFORCE,
+                loadPin="on",
+                loadPinTrustedVerityDigests=str(PIN / "digests"),
+                onExit="detach",
+            )
         )
         said += ask("verity")
         told_before = {key: value for key, value in lab.metrics().items() if "pinned" in key}
