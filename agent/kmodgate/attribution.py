@@ -17,13 +17,12 @@ from typing import Final
 
 from .hooks.kernfs import path_of_cgroup
 from .kube.cgroups import CgroupRef, parse_path, parse_proc_cgroup
-from .node.procstat import TICK_NS, TaskStat, read_task_stat
+from .node.procstat import TICK_NS, TaskStat, read_executable, read_proc, read_task_stat
 from .workload import Pod, Workload
 
 log = logging.getLogger(__name__)
 
 _PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
-_MAX_FILE: Final = 64 << 10
 _REMEMBERED: Final = 4096
 _CGROUP_ROOTS: Final = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 
@@ -50,7 +49,7 @@ UNKNOWN: Final = Attribution()
 
 def is_same_process(proc: Path, tgid: int, tid: int, start_time: int) -> bool:
     """Whether a thread is still the one that began at ``start_time`` (nanoseconds since boot)."""
-    return _began_at(read_task_stat(proc / str(tgid) / "task" / str(tid)), start_time)
+    return _began_at(read_task_stat(f"{proc}/{tgid}/task/{tid}"), start_time)
 
 
 class Attributor:
@@ -79,26 +78,39 @@ class Attributor:
             parent: its parent process; read from procfs where None.
             cgroup: id of its cgroup in the v2 hierarchy; 0: not known.
         """
-        task = self._proc / str(tgid) / "task" / str(tid)
-        ref = parse_proc_cgroup(_read(task / "cgroup"))
-        words = _read(self._proc / str(tgid) / "cmdline").split("\0")
+        return self._look(tgid, tid, start_time, parent, cgroup)[1]
+
+    def asker(self, tgid: int, tid: int, start_time: int) -> tuple[str | None, Attribution]:
+        """Executable, None where it cannot be seen, and workload of a thread that waits for an answer."""
+        executable = read_executable(f"{self._proc}/{tgid}")
+        same, who = self._look(tgid, tid, start_time, None, 0)
+        return executable if same else None, who
+
+    def _look(
+        self, tgid: int, tid: int, start_time: int, parent: int | None, cgroup: int
+    ) -> tuple[bool, Attribution]:
+        """Whether the thread is still there, and was when its files were read; and who it works for."""
+        task = f"{self._proc}/{tgid}/task/{tid}"
+        ref = parse_proc_cgroup(os.fsdecode(read_proc(f"{task}/cgroup")))
         stat = read_task_stat(task)  # last: what was read before it is the same task's
-        if stat is None or not _began_at(stat, start_time):
-            ref, words = None, []
-        elif parent is None:
+        same = _began_at(stat, start_time)
+        if not same:
+            ref = None
+        elif parent is None and stat is not None:
             parent = stat.parent
         if parent is not None and self._is_kernel_thread(parent):
-            return Attribution(Workload.KERNEL, kernel_request=_request(words))
+            request = self._request(tgid, tid, start_time)
+            return same, Attribution(Workload.KERNEL, kernel_request=request)
         if ref is None:
             ref = self._by_id(cgroup)
         elif cgroup and not ref.is_host:
             self._remember(cgroup, ref)
         if ref is None:
-            return UNKNOWN
+            return same, UNKNOWN
         if ref.is_host:
-            return Attribution(Workload.HOST)
+            return same, Attribution(Workload.HOST)
         pod = self._pod(ref)
-        return Attribution(Workload.CONTAINER if pod is None else Workload.POD, ref.container_id, pod)
+        return same, Attribution(Workload.CONTAINER if pod is None else Workload.POD, ref.container_id, pod)
 
     def _pod(self, ref: CgroupRef) -> Pod | None:
         if self._find_pod is not None:
@@ -142,26 +154,18 @@ class Attributor:
 
     def _is_kernel_thread(self, pid: int) -> bool:
         """Only what the kernel has started itself (``call_usermodehelper``) has one for a parent."""
-        stat = read_task_stat(self._proc / str(pid))
+        stat = read_task_stat(f"{self._proc}/{pid}")
         return stat is not None and bool(stat.flags & _PF_KTHREAD)
+
+    def _request(self, tgid: int, tid: int, start_time: int) -> str | None:
+        """What was asked for: ``modprobe -q -- NAME`` (``call_modprobe`` in ``kernel/module/kmod.c``)."""
+        words = os.fsdecode(read_proc(f"{self._proc}/{tgid}/cmdline")).split("\0")
+        match words:
+            case [_, "-q", "--", name, *_] if name and is_same_process(self._proc, tgid, tid, start_time):
+                return name
+            case _:
+                return None
 
 
 def _began_at(stat: TaskStat | None, start_time: int) -> bool:
     return stat is not None and stat.start == start_time // TICK_NS
-
-
-def _request(words: list[str]) -> str | None:
-    """What was asked for: ``modprobe -q -- NAME`` (``call_modprobe`` in ``kernel/module/kmod.c``)."""
-    match words:
-        case [_, "-q", "--", name, *_] if name:
-            return name
-        case _:
-            return None
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb", buffering=0) as file:
-            return os.fsdecode(file.read(_MAX_FILE) or b"")
-    except OSError:
-        return ""

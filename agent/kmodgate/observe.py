@@ -29,6 +29,7 @@ from .model import (
     Verdict,
     Verification,
 )
+from .node.procstat import read_executable
 
 _GENERATIONS: Final = 64
 _ASKERS: Final = 1024
@@ -97,8 +98,7 @@ class Observer:
 
     def asked(self, question: int, tgid: int, tid: int, start_time: int) -> None:
         """Note who a loader is while it waits: a refused one is gone at once."""
-        executable = self._executable(tgid, tid, start_time)
-        self._askers[question] = (executable, self._attributor.of(tgid, tid, start_time))
+        self._askers[question] = self._attributor.asker(tgid, tid, start_time)
         while len(self._askers) > _ASKERS:
             self._askers.popitem(last=False)
 
@@ -178,10 +178,7 @@ class Observer:
 
     def _executable(self, tgid: int, tid: int, start_time: int) -> str | None:
         """The process's executable, while it is still the same process."""
-        try:
-            target = str((self._proc / str(tgid) / "exe").readlink())
-        except OSError:
-            return None
+        target = read_executable(f"{self._proc}/{tgid}")
         return target if is_same_process(self._proc, tgid, tid, start_time) else None
 
 

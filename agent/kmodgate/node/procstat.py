@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A task's line of ``proc_pid_stat(5)``: the one way in which it is taken apart."""
+"""Small files of a task in procfs, ``proc_pid_stat(5)`` above all: the one way in which that is taken apart.
+
+A load may wait while these are read: hence descriptors and strings. ``pathlib`` costs more than the reading.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ TICKS: Final = os.sysconf("SC_CLK_TCK")  # a second
 TICK_NS: Final = 1_000_000_000 // TICKS
 # Places behind the name: the third field of the manual page is the first here.
 _PARENT, _FLAGS, _START = 1, 6, 19
+_MAX_FILE: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,33 @@ class TaskStat:
     start: int
 
 
-def read_task_stat(directory: Path) -> TaskStat | None:
+def read_proc(path: str) -> bytes:
+    """What a file of a task says, at most 64 KiB of it; nothing when the task is gone."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        return os.read(handle, _MAX_FILE)  # whole: procfs makes such a file in one go
+    except OSError:
+        return b""
+    finally:
+        os.close(handle)
+
+
+def read_executable(process: str) -> str | None:
+    """What a process runs; None when it is gone or may not be looked at."""
+    try:
+        return os.readlink(f"{process}/exe")  # noqa: PTH115  # see above
+    except OSError:
+        return None
+
+
+def read_task_stat(directory: Path | str) -> TaskStat | None:
     """The task of this directory in procfs; None when it is gone."""
     try:
         # The name stands in parentheses and may hold anything, parentheses too.
-        fields = (directory / "stat").read_bytes().rpartition(b")")[2].split()
+        fields = read_proc(f"{directory}/stat").rpartition(b")")[2].split()
         return TaskStat(int(fields[_PARENT]), int(fields[_FLAGS]), int(fields[_START]))
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return None
