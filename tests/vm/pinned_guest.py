@@ -97,6 +97,8 @@ def main(disk: Path, program: Path, out: Path) -> None:
         said += ask("gone")
         agent.wait_for(lambda: lab.metrics()["kmodgate_pinned_root_current"] == 0, "notice of the lost root")
         told_after = {key: value for key, value in lab.metrics().items() if "pinned" in key}
+        # The metric is of the moment, readiness of the last probe, which comes once a second.
+        agent.wait_for(lambda: lab.get("/readyz")[0] != 200, "loss of readiness", 5)
         ready = lab.get("/readyz")
     finally:
         if agent.process is not None:
