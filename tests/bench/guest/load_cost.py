@@ -49,9 +49,9 @@ def loads(path: Path, module: str) -> bool:
     return True
 
 
-def calls(count: int) -> dict[str, float]:
-    """Nanoseconds of system calls that have nothing to do with modules."""
-    done = subprocess.run([LOADER, "calls", str(count)], check=True, capture_output=True, text=True)
+def calls(count: int, *how: str) -> dict[str, float]:
+    """Nanoseconds of system calls that have nothing to do with modules. How: see loader.c."""
+    done = subprocess.run([LOADER, "calls", str(count), *how], check=True, capture_output=True, text=True)
     return {
         name: float(value) for name, _, value in (line.rpartition(" ") for line in done.stdout.splitlines())
     }
@@ -74,7 +74,7 @@ class Bench:
             "first": [],
             "spread": {name: {"size": (TREE / path).stat().st_size, "off": [], "on": []}
                        for name, path in self.spread},
-            "calls": {"off": [], "on": []},
+            "calls": {"off": [], "watched": [], "on": []},
         }  # fmt: skip
 
     @staticmethod
@@ -93,6 +93,8 @@ class Bench:
         for module, where in self.spread:
             self.result["spread"][module][state] += load(TREE / where, module, self.plan["spread_loads"])
         self.result["calls"][state].append(calls(self.plan["calls"]))
+        if state == "off":
+            self.result["calls"]["watched"].append(calls(self.plan["calls"], "watched"))
 
     def first_loads(self, agent: lab.Agent, files: list[Path]) -> None:
         """Modules that nobody has seen, from outside the pinned root."""

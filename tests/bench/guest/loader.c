@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -90,6 +91,15 @@ static int calls(int count)
 	return sink == -1;
 }
 
+/* What any other program does that wants to know of changes in one directory of this file system. */
+static int watch(void)
+{
+	if (inotify_add_watch(inotify_init1(IN_CLOEXEC), "/", IN_CREATE) >= 0)
+		return 0;
+	perror("inotify");
+	return 1;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 6 && !strcmp(argv[1], "load") && !strcmp(argv[5], "among"))
@@ -98,6 +108,8 @@ int main(int argc, char **argv)
 		return alone() || load(argv[2], argv[3], atoi(argv[4]));
 	if (argc == 3 && !strcmp(argv[1], "calls"))
 		return alone() || calls(atoi(argv[2]));
-	fprintf(stderr, "usage: loader load FILE MODULE COUNT alone|among | loader calls COUNT\n");
+	if (argc == 4 && !strcmp(argv[1], "calls") && !strcmp(argv[3], "watched"))
+		return alone() || watch() || calls(atoi(argv[2]));
+	fprintf(stderr, "usage: loader load FILE MODULE COUNT alone|among | loader calls COUNT [watched]\n");
 	return 2;
 }
