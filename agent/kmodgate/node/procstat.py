@@ -15,7 +15,7 @@ TICKS: Final = os.sysconf("SC_CLK_TCK")  # a second
 TICK_NS: Final = 1_000_000_000 // TICKS
 # Places behind the name: the third field of the manual page is the first here.
 _PARENT, _FLAGS, _START = 1, 6, 19
-_MAX_FILE: Final = 64 << 10
+_CHUNK, _MAX_FILE = 4 << 10, 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,17 @@ def read_proc(path: str) -> bytes:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return b""
+    data = b""
     try:
-        return os.read(handle, _MAX_FILE)  # whole: procfs makes such a file in one go
+        while len(data) < _MAX_FILE:
+            data += (part := os.read(handle, _CHUNK))
+            if len(part) < _CHUNK:  # procfs makes such a file in one go
+                break
     except OSError:
         return b""
     finally:
         os.close(handle)
+    return data
 
 
 def read_executable(process: str) -> str | None:

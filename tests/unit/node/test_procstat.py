@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmodgate.node.procstat import TaskStat, read_task_stat
+from kmodgate.node.procstat import TaskStat, read_proc, read_task_stat
 
 BEHIND = b"S 7 0 0 0 -1 2097152 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0"
 
@@ -33,3 +33,15 @@ def test_this_process_is_a_child_of_its_parent() -> None:
     assert stat is not None
     assert stat.parent == os.getppid()
     assert read_task_stat(Path("/proc/0")) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 65536])
+def test_a_file_is_read_whole(tmp_path: Path, size: int) -> None:
+    (tmp_path / "cgroup").write_bytes(b"x" * size)
+    assert read_proc(f"{tmp_path}/cgroup") == b"x" * size
+
+
+def test_no_file_is_read_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_bytes(b"x" * 200_000)
+    assert len(read_proc(f"{tmp_path}/cgroup")) == 65536
+    assert read_proc(f"{tmp_path}/none") == b""
