@@ -246,18 +246,18 @@ def test_nothing_slips_through_and_nothing_counts_twice(agent: lab.Agent, work: 
     samples, after = lab.metrics(), totals()
     shared = samples['kmodgate_kernel_errors_total{kind="refused_early"}'] - early
     assert samples['kmodgate_kernel_errors_total{kind="loaded_unseen"}'] == 0
+    attempts, counted, undecided, misses = (now - then for now, then in zip(after, before, strict=True))
     # What refuses counts where it refuses: exact, whatever happens to agents and programs. Where the kernel
     # preempts it may pass over a program, and says so.
     refused = sum(count for (_, number), count in results.items() if number == str(errno.EKEYREJECTED))
-    assert 0 <= refused - (lab.counted(samples, verdict="deny") - denied) <= after[-1] - before[-1]
+    assert 0 <= refused - (lab.counted(samples, verdict="deny") - denied) <= misses
+    assert attempts >= refused + results[trusted, "0"] - misses
     # What shares another loader's result comes to no hook, and counts at the end of the call. The kernel
     # passes over the ends of calls that are under way while programs are replaced.
-    passed_over = range(9) if upgrade else range(1)
-    attempts, counted = after[0] - before[0], sum(after[1:]) - sum(before[1:])
-    assert fired - (attempts + shared) in passed_over
-    assert fired - (counted + shared) in passed_over
-    loaded = results[trusted, "0"]
-    assert attempts >= refused + loaded - (after[-1] - before[-1])
+    passed_over = misses + (8 if upgrade else 0)
+    assert 0 <= fired - (attempts + shared) <= passed_over
+    assert 0 <= fired - (counted + undecided + shared) <= passed_over
+    print(f"{misses:.0f} misses; {fired - attempts - shared:.0f}, {fired - counted - shared:.0f} not counted")
     links = [path.name for path in PINS.glob("abi-*/links/*")]
     assert len(links) == 1
     assert (links != generation) == upgrade
