@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.need import unavailable
 from vmtool import VmToolError, artifacts
 
 from kmodgate.hooks import bccheaders
@@ -32,13 +33,6 @@ HERE = {
     # The headers are those of another kernel: this one keeps its credentials elsewhere.
     "if (!kmg_may_load())": "if (((u64 *)ctx)[1])",
 }
-
-
-def unavailable(reason: str) -> None:
-    """Skip loudly; where everything must run, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
-import pytest
+from tests.need import unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = {
@@ -20,9 +19,6 @@ _PACKAGES = {
 def debian_program(name: str) -> str:
     """Path of a program of a Debian package; a skip where it is missing, and in CI a failure."""
     found = shutil.which(name)
-    if found is not None:
-        return found
-    message = f"{name} is missing: install Debian's {_PACKAGES[name]} (sudo make deps)"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    if found is None:
+        unavailable(f"{name} is missing: install Debian's {_PACKAGES[name]} (sudo make deps)")
+    return found

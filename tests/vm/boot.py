@@ -9,13 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.need import need
 from vmtool import VmDied, VmToolError
-
-
-def need(present: object, message: str) -> None:
-    """Skip what cannot run here, and say what to type; where CI is that is a failure."""
-    if not present:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(message)
 
 
 def need_qemu(target: str) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.need import need
 from tests.objects import compile_for
-from tests.vm.boot import alive, need
+from tests.vm.boot import alive
 from vmtool import arm64lab
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.need import need
 from tests.vectors.conformance import page
 from tests.vectors.conformance.compare import PROFILE_OF, Comparison, compare, compare_small
-from tests.vm.boot import alive, need
+from tests.vm.boot import alive
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1500)]
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from tests.chart.helm import CHART, Helm, objects, only
 from tests.image import builder
-from tests.vm.boot import alive, need, need_qemu
+from tests.need import need
+from tests.vm.boot import alive, need_qemu
 from vmtool import artifacts
 from vmtool.runner import run, to_descriptor
 

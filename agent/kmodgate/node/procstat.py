@@ -55,7 +55,7 @@ def read_proc(path: str) -> bytes:
 def read_executable(process: str) -> str | None:
     """What a process runs; None when it is gone or may not be looked at."""
     try:
-        return os.readlink(f"{process}/exe")  # noqa: PTH115  # see above
+        return os.readlink(f"{process}/exe")  # noqa: PTH115  # a load waits, and pathlib costs more
     except OSError:
         return None
 
